@@ -1,0 +1,73 @@
+"""The checks a change has to pass.
+
+`nox` runs them all; `nox -s tests -- -k name` passes what follows `--` on to pytest.
+"""
+
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.10.14"
+nox.options.sessions = ["lint", "typing", "tests", "docs"]
+nox.options.default_venv_backend = "virtualenv"
+nox.options.download_python = "never"
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+LIBRARY = ("stageflow",)
+AROUND = ("tests", "docs/examples", "docs/test_examples.py", "benchmarks", "conftest.py", "noxfile.py")
+
+
+def group(name: str) -> list[str]:
+    """Return the requirements of one of pyproject.toml's dependency groups."""
+    return list(nox.project.dependency_groups(PYPROJECT, name))
+
+
+def python_files(*places: str) -> list[str]:
+    """Return every Python file in or at these places."""
+    paths = [Path(place) for place in places]
+    return sorted(str(file) for path in paths for file in ([path] if path.is_file() else path.rglob("*.py")))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, Trio's rules, and which way imports point."""
+    session.install(".[cli]", *group("lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    # A stage is async by protocol, whether or not it awaits (124). What an async function of the library promises, a
+    # checkpoint on every normal return (910, 911), is asked of nobody else's.
+    session.run("flake8-async", "--disable=ASYNC124", *python_files(*LIBRARY))
+    session.run("flake8-async", "--disable=ASYNC124,ASYNC910,ASYNC911", *python_files(*AROUND))
+    session.run("lint-imports", "--no-cache", "--no-logo")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check types, with both mypy and pyright."""
+    session.install(".[cli]", *group("typing"))
+    session.run("mypy", *(place for place in LIBRARY + AROUND if Path(place).exists()))
+    session.run("pyright")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests, the examples, and the Python in the documentation."""
+    session.install(".[cli]", *group("tests"))
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation, then run its examples where only what a user gets is installed."""
+    session.install(".", *group("docs"))
+    # -E: a reused environment must not hide the warnings of pages it read last time.
+    session.run("sphinx-build", "-W", "--keep-going", "-n", "-E", "docs", f"{session.create_tmp()}/html")
+    for example in python_files("docs/examples"):
+        session.run("python", example)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks."""
+    session.install(".", *group("bench"))
+    session.run("python", "-m", "benchmarks", *session.posargs)

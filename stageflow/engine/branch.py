@@ -1,0 +1,405 @@
+"""A branch while it runs: one task, one nursery, one cancel scope for its strand.
+
+How a branch goes
+-----------------
+The task opens the branch's nursery, walks its strand inside it, and stays in the nursery until everything below has
+settled: nested branches are tasks in it. The nursery's scope *is* the branch's cancel scope. Inside it, the strand has
+one more scope, which carries the limit of the stage that is running: it is re-armed for each stage instead of being
+made anew, and replaced only when it has fired.
+
+What is decided where
+---------------------
+A body can end in three ways, and each is decided in one place:
+
+- it returns or raises: `_walk` writes that at once, without awaiting anything in between. A body that returned has
+  succeeded even if its scope was cancelled meanwhile, for what counts is that the cancellation was not what ended it;
+- its limit ends it: the strand's scope says so by ``cancelled_caught``, in `_run_strand`;
+- something further out ends it: `trio.Cancelled` passes through, and `close` writes what that left behind.
+
+The check for cancellation *after* a stage is the same as that *before* the next one: no stage is started out of a
+cancelled branch, and the one just finished is marked `after_cancel`.
+
+What an ending means for others takes effect at the end of the scheduler tick in which it was written
+(`Execution.at_end_of_tick`). So stages that were ready in the same tick get to their first checkpoint, and which
+immediate results exist does not depend on the order in which Trio happens to run them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, final
+
+import trio
+from trio.lowlevel import checkpoint, checkpoint_if_cancelled
+
+from stageflow.context import StageContext
+from stageflow.engine.attempt import as_failure, as_output, in_words, is_cancellation
+from stageflow.engine.collector import Inputs
+from stageflow.errors import ContractViolation, DefinitionError
+from stageflow.journal import Cause, CauseKind, StageRecord, StageState
+from stageflow.output import StageOutput, StageStatus
+from stageflow.stages import OnFailure
+
+if TYPE_CHECKING:
+    from stageflow.context.context import StagePart
+    from stageflow.context.timer import Limit
+    from stageflow.engine.execution import Execution
+    from stageflow.graph import Branch
+
+__all__ = ["BranchRun"]
+
+_OK, _SKIPPED = StageStatus.OK, StageState.SKIPPED
+_CALLER = Cause(CauseKind.CALLER, None, "a cancel scope around the run was cancelled")
+_LONGEST_TURN = 0.001  # seconds of uninterrupted work after which a strand lets other tasks run
+
+
+@final
+class BranchRun:
+    """One branch of one run.
+
+    Attributes:
+        branch: Which branch it is.
+        name: Its name.
+        state: What the contexts of the run share.
+        cause: Why it is being ended, once it is.
+        nursery: Its nursery, once its task has begun.
+        closed: Whether everything in it has settled.
+    """
+
+    __slots__ = (
+        "_absent",
+        "_at",
+        "_current",
+        "_execution",
+        "_extended",
+        "_last",
+        "_lender",
+        "_present",
+        "_rested",
+        "_scope",
+        "branch",
+        "cause",
+        "closed",
+        "name",
+        "nursery",
+        "state",
+    )
+
+    def __init__(
+        self,
+        execution: Execution,
+        branch: Branch,
+        name: str,
+        *,
+        absent: Cause | None = None,
+        present: tuple[str, ...] | None = None,
+    ) -> None:
+        self._execution = execution
+        self.branch = branch
+        self.name = name
+        self.state = execution.state
+        self.cause: Cause | None = None
+        self.nursery: trio.Nursery | None = None
+        self.closed = False
+        self._at = 0  # where on the strand it is
+        self._absent = absent  # why the stage before gave no output, if it gave none
+        self._present = present  # what the first stage may see, if it does not wait for all of its inputs
+        self._current: StageRecord | None = None  # the stage that is running
+        self._last: StageRecord | None = None  # the stage that ended last
+        self._lender: StageRecord | None = None  # the stage that asked for the nursery last
+        self._extended = 0.0  # by how much the current stage moved its limit
+        self._rested = 0.0  # when this task last let others run
+        self._scope = trio.CancelScope()  # that of the strand
+
+    async def execute(self) -> None:
+        """Runs the branch and everything below it. Raises nothing but what is neither `Exception` nor cancellation."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self.nursery = nursery
+                if self.cause is not None:
+                    nursery.cancel_scope.cancel(reason=str(self.cause))
+                await self._run_strand()
+        except BaseException as raised:
+            failure = as_failure(raised)
+            if failure is not None:
+                self._background_failed(failure)
+            elif not is_cancellation(raised):
+                self._execution.dies_of(raised, self._current)
+                raise
+            elif self._why() is None:
+                # The caller's. It ends here so that a thousand branches do not hand a thousand of it up through groups;
+                # the execution raises it again, once, in the caller's own task.
+                self._execution.interrupted = True
+        finally:
+            self._close()
+
+    def end(self, cause: Cause) -> None:
+        """Cancels the branch and everything below it, unless that is happening already."""
+        if self.closed or self._why() is not None:
+            return
+        self.cause = cause
+        self._execution.some_branch_ended = True
+        if self.nursery is not None:
+            self.nursery.cancel_scope.cancel(reason=str(cause))
+
+    # The strand
+
+    async def _run_strand(self) -> None:
+        self._rested = trio.current_time()
+        going_on = True
+        while going_on:
+            ending: StageOutput | None = None
+            with trio.CancelScope() as self._scope:
+                ending = await self._walk()
+            if not self._scope.cancelled_caught:
+                if ending is None:
+                    break  # the strand is done, or the run starts nothing any more
+                going_on = await self._conclude(ending)
+            elif self._current is not None:
+                going_on = await self._conclude(StageOutput.fail(self._time_is_up()), CauseKind.TIMEOUT)
+            # Otherwise a stage had ended in spite of its limit, and just the scope is spent.
+        if self.branch.parent is None and not self.branch.strand:
+            self._execution.launch_roots()
+
+    async def _walk(self) -> StageOutput | None:
+        """Runs stages until the strand is done (`None`), or until one ends in a way that is to be concluded."""
+        execution = self._execution
+        collector, plan, strand, scope = execution.collector, execution.plan, self.branch.strand, self._scope
+        while self._at < len(strand):
+            await self._check_cancelled()
+            if execution.drained is not None:
+                return None
+            number = strand[self._at]
+            now = trio.current_time()
+            if now - self._rested >= _LONGEST_TURN:
+                await checkpoint()
+                self._rested = now = trio.current_time()
+            if self._absent is not None and not plan.starts_bare[number]:
+                skipped = collector.skip(number, self._absent, now)
+                self._settled(number, skipped)
+                continue
+
+            self._current = record = collector.begin(number, self.name, now)
+            self._extended = 0.0
+            timeout = plan.timeouts[number]
+            if timeout:
+                scope.deadline = now + timeout
+            elif timeout is None:
+                scope.deadline = math.inf
+            else:
+                scope.cancel(reason=f"stage {record.name!r} has a limit of 0 s")
+            context = StageContext(self, record)
+            try:
+                condition = plan.conditions[number]
+                if condition is not None and not condition(context):
+                    record.attempts = 0
+                    collector.settle(record, _SKIPPED, Cause(CauseKind.CONDITION, record.name, "when= said no"), now)
+                    self._settled(number, record)
+                    continue
+                returned = await plan.bodies[number](context)
+                output = returned if type(returned) is StageOutput else as_output(returned, record.name)
+            except BaseException as raised:
+                failure = as_failure(raised)
+                if failure is None:
+                    raise
+                return StageOutput(StageStatus.FAIL, reason=in_words(failure), error=failure)
+
+            if output.status is _OK:
+                collector.succeed(record, output, trio.current_time())
+            elif output.status is StageStatus.SKIP:
+                cause = Cause(CauseKind.SKIP, record.name, output.reason or "")
+                collector.settle(record, _SKIPPED, cause, trio.current_time())
+            else:
+                return output
+            self._settled(number, record)
+        await self._check_cancelled()
+        return None
+
+    async def _check_cancelled(self) -> None:
+        try:
+            await checkpoint_if_cancelled()
+        except trio.Cancelled:
+            if self._last is not None:
+                self._last.after_cancel = True
+            raise
+
+    def _settled(self, number: int, record: StageRecord) -> None:
+        """Goes on to the next stage after one has settled."""
+        self._current = None
+        self._last = record
+        self._absent = record.cause
+        self._at += 1
+        if self._execution.plan.followers[number]:
+            self._execution.propagate(number, record.cause)
+
+    # The ways in which a stage ends, other than well
+
+    async def _conclude(self, ending: StageOutput, kind: CauseKind | None = None) -> bool:
+        """Writes how the current stage ended, and does what that means for others. Returns whether the strand goes on."""
+        record, execution = self._current, self._execution
+        assert record is not None
+        number = execution.shape.index[record.name]
+        target = self
+        if ending.status is StageStatus.CANCEL_BRANCH:
+            try:
+                target = execution.branch_upstream(ending.of, number)
+            except DefinitionError as error:
+                ending = StageOutput.fail(error)
+        now = trio.current_time()
+        if ending.status is StageStatus.FAIL:
+            if kind is None:
+                kind = CauseKind.CONTRACT if isinstance(ending.error, ContractViolation) else CauseKind.FAILURE
+            if kind is CauseKind.TIMEOUT:
+                record.limit = self._limit(number)
+            cause = Cause(kind, record.name, ending.reason or "")
+            execution.collector.fail(record, cause, ending, now)
+            policy: OnFailure | None = execution.plan.on_failure[number]
+        else:
+            kind = CauseKind.CANCEL if ending.status is StageStatus.CANCEL else CauseKind.CANCEL_BRANCH
+            cause = Cause(kind, record.name, ending.reason or "")
+            execution.collector.settle(record, StageState.CANCELLED, cause, now)
+            policy = OnFailure.FAIL_FAST if kind is CauseKind.CANCEL else None
+        self._current = None
+        self._last = record
+        self._absent = cause
+        self._at += 1
+        try:
+            await self._check_cancelled()
+        except trio.Cancelled:
+            # What fails while the whole run ends is only written down. But if just a branch was being ended, the failure
+            # is news to the run.
+            if policy is not None and execution.some_branch_ended and self._why() is not execution.ending:
+                execution.note(record, policy)
+                execution.act(cause, policy)
+            raise
+
+        if policy is None:
+            if target is self:
+                self.end(cause)
+            else:
+                await execution.at_end_of_tick(lambda: target.end(cause))
+            execution.propagate(number, cause)
+            return False
+        execution.note(record, policy)
+        if policy is OnFailure.ISOLATE or policy is OnFailure.TOLERATE:
+            execution.propagate(number, cause)
+            return True
+        await execution.at_end_of_tick(lambda: execution.act(cause, policy))
+        return False
+
+    def _time_is_up(self) -> TimeoutError:
+        limit = self._limit(self.branch.strand[self._at])
+        return TimeoutError(f"ran longer than its limit of {limit:g} s")
+
+    def _limit(self, number: int) -> float:
+        return (self._execution.plan.timeouts[number] or 0.0) + self._extended
+
+    def _background_failed(self, error: Exception) -> None:
+        """Attributes an exception that came out of the nursery to the stage that had asked for it."""
+        execution, record = self._execution, self._current or self._lender
+        if record is None:
+            raise error
+        number = execution.shape.index[record.name]
+        cause = Cause(CauseKind.FAILURE, record.name, f"a task in its nursery raised {in_words(error)}")
+        if record is self._current:
+            execution.collector.fail(record, cause, StageOutput.fail(error), trio.current_time())
+            self._current = None
+            self._at += 1
+            execution.propagate(number, cause)
+        else:
+            record.error = error  # the stage itself has ended, and stays as it ended
+        if self.cause is None:
+            self.cause = cause
+            execution.some_branch_ended = True
+        policy = execution.plan.on_failure[number]
+        execution.note(record, policy)
+        execution.act(cause, policy)
+
+    def _close(self) -> None:
+        """Settles what is left when the branch's nursery has closed: the stage that was running, and what never started."""
+        self.closed = True
+        execution, strand = self._execution, self.branch.strand
+        collector = execution.collector
+        record = self._current
+        if record is not None:
+            cause = self._why() or _CALLER
+            collector.settle(record, StageState.CANCELLED, cause, trio.current_time())
+            self._current = None
+            self._at += 1
+            execution.propagate(execution.shape.index[record.name], cause)
+        left = [number for number in strand[self._at :] if collector.slots[number] is None]
+        for child in self.branch.children:
+            if execution.branches[child] is None:
+                left += execution.unsettled_in(child)
+        if left:
+            cause = self._why() or execution.drained or _CALLER
+            execution.skip_all(left, cause)
+
+    def _why(self) -> Cause | None:
+        """Why the branch is being cancelled, as far as that is known: the nearest cause counts."""
+        execution = self._execution
+        if execution.some_branch_ended or execution.some_nursery_lent:
+            for branch in execution.lineage(self):
+                if branch.cause is not None:
+                    return branch.cause
+                if branch._lender is not None and branch.nursery is not None and branch.nursery.cancel_scope.cancel_called:
+                    if execution.ending is None or branch.branch.parent is not None:
+                        name = branch._lender.name
+                        return Cause(CauseKind.NURSERY, name, "the cancel scope of its nursery was cancelled")
+        return execution.ending
+
+    # What the contexts of its stages ask (`StageHost`)
+
+    def limit_of(self, stage: StagePart) -> Limit:
+        return _AttemptLimit(self, stage)
+
+    def inputs_of(self, stage: StagePart) -> Mapping[str, StageOutput]:
+        execution = self._execution
+        names: tuple[str, ...] | None = None
+        if self._present is not None and stage.name == execution.shape.names[self.branch.strand[0]]:
+            names = self._present
+        if names is None:
+            number = execution.shape.index[stage.name]
+            names = tuple(execution.shape.names[other] for other in execution.shape.dependencies[number])
+        return Inputs(names, execution.collector.outputs, lambda name: execution.missing_input(stage.name, name))
+
+    def lend_nursery(self, stage: StagePart) -> trio.Nursery:
+        if self._current is not stage or self.nursery is None:
+            raise RuntimeError(f"stage {stage.name!r} has ended; ask for ctx.nursery while it runs")
+        self._lender = self._current
+        self._execution.some_nursery_lent = True
+        return self.nursery
+
+    def ending(self) -> str | None:
+        why = self._why()
+        if why is not None:
+            return why.reason
+        if trio.current_effective_deadline() > -math.inf:
+            return None
+        return str(self._time_is_up()) if self._current and self._scope.cancel_called else _CALLER.reason
+
+
+@final
+class _AttemptLimit:
+    """The limit on a stage's current attempt, for its timer."""
+
+    __slots__ = ("_branch", "_stage")
+
+    def __init__(self, branch: BranchRun, stage: StagePart) -> None:
+        self._branch = branch
+        self._stage = stage
+
+    @property
+    def deadline(self) -> float:
+        branch = self._branch
+        if branch._current is not self._stage:
+            return branch.state.deadline
+        return min(branch._scope.deadline, branch.state.deadline)
+
+    def extend(self, seconds: float) -> None:
+        branch = self._branch
+        if branch._current is not self._stage:
+            raise RuntimeError(f"stage {self._stage.name!r} has ended, so there is no limit to extend")
+        branch._scope.deadline += seconds
+        branch._extended += seconds

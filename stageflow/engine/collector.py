@@ -1,0 +1,168 @@
+"""The collector: where everything that happens to the stages of a run is written, the moment it happens.
+
+It is made before the first nursery of a run is opened and outlives the last. Nothing in it awaits, so a stage's end is in
+it before anybody else can run, and no nursery's way of ending can take it away again. Nothing else carries values from
+one stage to the next or to the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, final
+
+from stageflow.context import OutputBag
+from stageflow.errors import MissingOutputError
+from stageflow.frozen import FrozenDict
+from stageflow.journal import Cause, RunStatus, StageRecord, StageState
+
+if TYPE_CHECKING:
+    from stageflow.graph import Shape
+    from stageflow.output import StageOutput
+
+__all__ = ["Collector", "Inputs", "Records"]
+
+_SUCCEEDED, _RUNNING = StageState.SUCCEEDED, StageState.RUNNING
+
+
+@final
+class Collector:
+    """Outputs and records of one run, in the numbering of its graph.
+
+    Attributes:
+        shape: Names and branches of the graph.
+        run_id: The run's id.
+        began_at: When the run began, by the wall clock.
+        started: When it began, on Trio's clock.
+        ended: When it ended, on Trio's clock.
+        status: How far it is.
+        outputs: The output of every stage that succeeded.
+        slots: The record of every stage that has one yet.
+        failures: The records of the stages that failed, in the order in which they did.
+    """
+
+    __slots__ = ("_places", "began_at", "ended", "failures", "outputs", "run_id", "shape", "slots", "started", "status")
+
+    def __init__(self, shape: Shape, run_id: str, *, started: float, began_at: datetime) -> None:
+        self.shape = shape
+        self.run_id = run_id
+        self.began_at = began_at
+        self.started = started
+        self.ended: float | None = None
+        self.status = RunStatus.RUNNING
+        self.outputs: OutputBag[StageOutput] = OutputBag()
+        self.slots: list[StageRecord | None] = [None] * len(shape.names)
+        self.failures: list[StageRecord] = []
+        self._places = 0
+
+    def begin(self, number: int, branch: str, now: float) -> StageRecord:
+        """Writes that a stage has started."""
+        record = StageRecord(self.shape.names[number], branch, _RUNNING, 1, now)
+        self.slots[number] = record
+        return record
+
+    def succeed(self, record: StageRecord, output: StageOutput, now: float) -> None:
+        """Writes that a stage has succeeded."""
+        record.output = output
+        record.state = _SUCCEEDED
+        record.ended = now
+        record.place = self._places
+        self._places += 1
+        self.outputs.put(record.name, output)
+
+    def settle(self, record: StageRecord, state: StageState, cause: Cause, now: float) -> None:
+        """Writes that a stage has ended otherwise."""
+        record.state = state
+        record.cause = cause
+        record.ended = now
+        record.place = self._places
+        self._places += 1
+
+    def fail(self, record: StageRecord, cause: Cause, output: StageOutput, now: float) -> None:
+        """Writes that a stage has failed, in the words of a `StageOutput.fail`."""
+        record.error = output.error
+        record.recoverable = output.recoverable
+        if output.data:
+            record.partial = FrozenDict({**record.partial, **output.data})
+        self.failures.append(record)
+        self.settle(record, StageState.FAILED, cause, now)
+
+    def skip(self, number: int, cause: Cause, now: float) -> StageRecord:
+        """Writes that a stage will not start."""
+        self.slots[number] = record = self.record(number)
+        self.settle(record, StageState.SKIPPED, cause, now)
+        return record
+
+    def record(self, number: int) -> StageRecord:
+        """Gives the record of a stage; a new one, in state PENDING, if nothing has happened to it yet."""
+        record = self.slots[number]
+        if record is None:
+            return StageRecord(self.shape.names[number], self.shape.branch_name(self.shape.branch_of[number]))
+        return record
+
+    def missing(self, name: str) -> MissingOutputError:
+        """Gives the error that says why there is no output under a name."""
+        number = self.shape.index.get(name)
+        if number is None:
+            return MissingOutputError(name, state=None, reason="no stage of this run has that name")
+        record = self.record(number)
+        reason = f"the stage is {record.state.value}"
+        if record.cause is not None:
+            reason += f" ({record.cause})"
+        return MissingOutputError(name, state=record.state, reason=reason)
+
+
+@final
+class Records(Mapping[str, StageRecord]):
+    """The record of every stage, by name, in topological order; live while the run goes."""
+
+    __slots__ = ("_collector",)
+
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+
+    def __getitem__(self, name: str) -> StageRecord:
+        return self._collector.record(self._collector.shape.index[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._collector.shape.names)
+
+    def __len__(self) -> int:
+        return len(self._collector.shape.names)
+
+    def __repr__(self) -> str:
+        return f"<records of {len(self)} stages>"
+
+
+@final
+class Inputs(Mapping[str, "StageOutput"]):
+    """The outputs a stage may see, as a view of what was collected."""
+
+    __slots__ = ("_missing", "_names", "_outputs")
+
+    def __init__(
+        self,
+        names: Collection[str],
+        outputs: Mapping[str, StageOutput],
+        missing: Callable[[str], MissingOutputError],
+    ) -> None:
+        self._names = dict.fromkeys(names)
+        self._outputs = outputs
+        self._missing = missing
+
+    def __getitem__(self, name: str) -> StageOutput:
+        if name in self:
+            return self._outputs[name]
+        raise self._missing(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names and name in self._outputs
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._names if name in self._outputs)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return f"<inputs {', '.join(map(repr, self))}>"

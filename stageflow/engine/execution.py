@@ -1,0 +1,321 @@
+"""One run of a graph: which branches there are, who starts when, and what has ended it.
+
+Stages are started by counting: every stage that settles tells those after it (`Execution.propagate`), and each of them
+knows by two numbers whether its join now lets it start, or never will. So the cost of a stage is that of its own edges,
+however large the graph is.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, final
+
+import trio
+from trio.lowlevel import Abort, checkpoint_if_cancelled, wait_task_rescheduled
+
+from stageflow.context.context import RunState
+from stageflow.context.ids import new_run_id
+from stageflow.engine.attempt import in_words
+from stageflow.engine.branch import BranchRun
+from stageflow.engine.collector import Collector
+from stageflow.errors import DefinitionError, MissingOutputError, UnknownStageError
+from stageflow.graph.branches import TRUNK
+from stageflow.journal import Cause, CauseKind, RunStatus, StageRecord
+from stageflow.stages import OnFailure
+
+if TYPE_CHECKING:
+    from stageflow.context import PipelineContext
+    from stageflow.graph import Graph
+
+__all__ = ["Execution"]
+
+
+@final
+class Execution:
+    """The state of one run.
+
+    Attributes:
+        collector: What has happened to its stages.
+        state: What the contexts of its stages share.
+        branches: The branches that have been started, by number.
+        ending: Why everything is being cancelled, once it is.
+        drained: Why nothing is started any more, once it is not.
+        interrupted: Whether a scope around the run has cut something short.
+        verdict: What the run will raise: the first stage whose ending counts, or a cancellation from outside.
+        some_branch_ended: Whether any branch was ended on its own.
+        some_nursery_lent: Whether any stage asked for its branch's nursery.
+    """
+
+    __slots__ = (
+        "_cut_ahead",
+        "_left",
+        "_succeeded",
+        "_task_context",
+        "branches",
+        "collector",
+        "drained",
+        "ending",
+        "graph",
+        "interrupted",
+        "plan",
+        "shape",
+        "some_branch_ended",
+        "some_nursery_lent",
+        "state",
+        "verdict",
+    )
+
+    def __init__(self, graph: Graph, context: PipelineContext) -> None:
+        self.graph = graph
+        self.plan = graph.plan
+        self.shape = graph.shape
+        now = trio.current_time()
+        run_id = context.run_id or new_run_id()
+        self.collector = Collector(graph.shape, run_id, started=now, began_at=datetime.now(UTC))
+        self.state = RunState(
+            pipeline=graph.name,
+            run_id=run_id,
+            origin=context,
+            started=now,
+            deadline=trio.current_effective_deadline(),
+            artifacts=list(context.artifacts),
+        )
+        self.branches: list[BranchRun | None] = [None] * len(self.shape.branches)
+        self.ending: Cause | None = None
+        self.drained: Cause | None = None
+        self.interrupted = False
+        self.verdict: StageRecord | Cause | None = None
+        self.some_branch_ended = False
+        self.some_nursery_lent = False
+        self._left = list(self.plan.waits)  # how many of its dependencies have not settled yet, by stage
+        self._succeeded = [0] * len(self._left)  # how many of them have succeeded, by stage
+        self._cut_ahead: dict[int, Cause] = {}  # branches that were cancelled before they started
+        # Every branch starts from the context variables the run was started with, and not from those of whichever stage
+        # happened to be the last it waited for.
+        self._task_context = contextvars.copy_context()
+
+    async def execute(self) -> None:
+        """Runs the graph. Afterwards every stage has settled, whatever has happened.
+
+        Raises:
+            trio.Cancelled: A scope around the run was cancelled, and nothing had gone wrong before.
+        """
+        trunk = BranchRun(self, self.shape.branches[TRUNK], self.shape.branch_name(TRUNK))
+        self.branches[TRUNK] = trunk
+        try:
+            await trunk.execute()
+        finally:
+            self.collector.ended = trio.current_time()
+            self.collector.status = self._status()
+        if self.collector.status is RunStatus.INTERRUPTED:
+            await checkpoint_if_cancelled()
+
+    def _status(self) -> RunStatus:
+        if isinstance(self.verdict, StageRecord) and self.verdict.error is not None:
+            return RunStatus.FAILED
+        if self.verdict is not None:
+            return RunStatus.CANCELLED
+        if self.ending is not None:  # it dies of what is no `Exception`
+            return RunStatus.FAILED
+        if self.interrupted:
+            return RunStatus.INTERRUPTED
+        complete = len(self.collector.outputs) == len(self.collector.slots)
+        return RunStatus.SUCCEEDED if complete else RunStatus.PARTIAL
+
+    # Starting
+
+    def launch_roots(self) -> None:
+        """Starts the stages that come after none, if there are several."""
+        for child in self.shape.branches[TRUNK].children:
+            if not self.plan.waits[self.shape.branches[child].strand[0]]:
+                self._launch(child)
+
+    def propagate(self, number: int, cause: Cause | None) -> None:
+        """Tells the stages after one that it has settled: well, or for the given cause not."""
+        news: list[tuple[int, Cause | None]] = [(number, cause)]
+        for number, cause in news:  # grows on the way
+            for follower, required in self.plan.followers[number]:
+                branch = self.shape.branch_of[follower]
+                if self.branches[branch] is not None or self.collector.slots[follower] is not None:
+                    continue  # its join has decided already
+                self._left[follower] -= 1
+                if cause is None:
+                    self._succeeded[follower] += 1
+                decision = self._decide(follower, required=required and cause is not None)
+                if decision is None:
+                    continue
+                if branch in self._cut_ahead:
+                    news += self._skip(self.unsettled_in(branch), self._cut_ahead[branch])
+                elif decision:
+                    self._launch(branch, early=self.plan.early[follower])
+                else:
+                    assert cause is not None
+                    if self.plan.revives[branch]:
+                        self._launch(branch, absent=cause)
+                    else:
+                        news += self._skip(self.shape.branches[branch].strand, cause)
+
+    def _decide(self, number: int, *, required: bool) -> bool | None:
+        """Whether a stage starts (`True`), never will (`False`), or still waits (`None`)."""
+        if required:
+            return False
+        left, succeeded, needs = self._left[number], self._succeeded[number], self.plan.needs[number]
+        if left and not self.plan.early[number]:
+            return None
+        if succeeded >= needs:
+            return True
+        return False if succeeded + left < needs else None
+
+    def _launch(self, branch: int, *, absent: Cause | None = None, early: bool = False) -> None:
+        if self.ending is not None or self.drained is not None:
+            return  # whoever closes around it will settle it
+        plan = self.shape.branches[branch]
+        assert plan.parent is not None
+        parent = self.branches[plan.parent]
+        assert parent is not None
+        assert parent.nursery is not None
+        present: tuple[str, ...] | None = None
+        if early:
+            names = (self.shape.names[other] for other in self.shape.dependencies[plan.strand[0]])
+            present = tuple(name for name in names if name in self.collector.outputs)
+        run = BranchRun(self, plan, self.shape.branch_name(branch), absent=absent, present=present)
+        self.branches[branch] = run
+        self._task_context.run(parent.nursery.start_soon, run.execute, name=run.name)
+
+    def skip_all(self, numbers: Sequence[int], cause: Cause) -> None:
+        """Skips stages of a branch that has ended, and tells those beyond it."""
+        for number, why in self._skip(numbers, cause):
+            self.propagate(number, why)
+
+    def _skip(self, numbers: Sequence[int], cause: Cause) -> list[tuple[int, Cause | None]]:
+        now = trio.current_time()
+        for number in numbers:
+            self.collector.skip(number, cause, now)
+        return [(number, cause) for number in numbers]
+
+    def unsettled_in(self, branch: int) -> list[int]:
+        """The stages of a branch that never started, and of all below it."""
+        found: list[int] = []
+        todo = [branch]
+        for index in todo:  # grows on the way
+            found += [number for number in self.shape.branches[index].strand if self.collector.slots[number] is None]
+            todo += self.shape.branches[index].children
+        return found
+
+    # Ending
+
+    async def at_end_of_tick(self, action: Callable[[], None]) -> None:
+        """Does something after all tasks that are ready now have had their turn, and before any of them has another.
+
+        Trio runs its ready tasks in batches, in random order, and looks at deadlines between two batches. So a task that
+        waits under a deadline that has come is woken exactly between them, and what its abort function does there comes
+        after everything of this batch and before everything of the next. Shielded, for no time at all.
+        """
+        acted = False
+
+        def wake(_: object) -> Abort:
+            nonlocal acted
+            if not acted:
+                acted = True
+                action()
+            return Abort.SUCCEEDED
+
+        with trio.CancelScope(shield=True) as scope:
+            scope.deadline = trio.current_time()
+            await wait_task_rescheduled(wake)
+
+    def note(self, record: StageRecord, policy: OnFailure) -> None:
+        """Notes that a stage ended in a way that the run will raise, unless it is tolerated."""
+        if self.verdict is None and policy is not OnFailure.TOLERATE:
+            self.verdict = record
+
+    def act(self, cause: Cause, policy: OnFailure) -> None:
+        """Does to the run what such an ending means for it."""
+        if policy is OnFailure.FAIL_FAST:
+            self.end(cause)
+        elif policy is OnFailure.DRAIN and self.drained is None:
+            self.drained = cause
+
+    def end(self, cause: Cause) -> None:
+        """Cancels everything, unless that is happening already."""
+        if self.ending is not None:
+            return
+        self.ending = cause
+        trunk = self.branches[TRUNK]
+        if trunk is not None and trunk.nursery is not None:
+            trunk.nursery.cancel_scope.cancel(reason=str(cause))
+
+    def cancel(self, reason: str) -> None:
+        """Cancels everything, from outside."""
+        if self.collector.ended is not None or self.ending is not None:
+            return
+        cause = Cause(CauseKind.CANCEL, None, reason)
+        if self.verdict is None:
+            self.verdict = cause
+        self.end(cause)
+
+    def cancel_branch(self, stage: str, reason: str) -> None:
+        """Cancels the branch of a stage, from outside.
+
+        Raises:
+            UnknownStageError: There is no such stage.
+        """
+        if stage not in self.shape.index:
+            raise UnknownStageError(stage, self.shape.names, where="cancel_branch()")
+        cause = Cause(CauseKind.CANCEL_BRANCH, None, reason)
+        branch = self.shape.branch_of[self.shape.index[stage]]
+        run = self.branches[branch]
+        if run is None:
+            self._cut_ahead.setdefault(branch, cause)
+        else:
+            run.end(cause)
+
+    def dies_of(self, raised: BaseException, record: StageRecord | None) -> None:
+        """Notes that a stage raised what must not be caught, like `KeyboardInterrupt`: the run ends, whatever is declared."""
+        if record is not None and record.error is None:
+            record.error = raised
+        self.end(Cause(CauseKind.FAILURE, None if record is None else record.name, in_words(raised)))
+
+    # Looking around
+
+    def branch_upstream(self, of: str | None, number: int) -> BranchRun:
+        """Gives the branch that a stage means by ``cancel_branch(of=...)``.
+
+        Raises:
+            UnknownStageError: There is no stage of that name.
+            DefinitionError: That stage is not upstream on the same line.
+        """
+        own = self.branches[self.shape.branch_of[number]]
+        assert own is not None
+        if of is None:
+            return own
+        other = self.shape.index.get(of)
+        if other is None:
+            raise UnknownStageError(of, self.shape.names, where=f"cancel_branch(of=...) of stage {self.shape.names[number]!r}")
+        for run in self.lineage(own):
+            if other in run.branch.strand and (run is not own or other <= number):
+                return run
+        raise DefinitionError(
+            f"stage {self.shape.names[number]!r} cannot end the branch of {of!r}: that stage is not upstream on its line; "
+            f"use Run.cancel_branch() to end another branch"
+        )
+
+    def lineage(self, run: BranchRun) -> Iterator[BranchRun]:
+        """A branch, the one that holds it, and so on, up to the trunk."""
+        while True:
+            yield run
+            if run.branch.parent is None:
+                return
+            parent = self.branches[run.branch.parent]
+            assert parent is not None
+            run = parent
+
+    def missing_input(self, stage: str, name: str) -> MissingOutputError:
+        """Gives the error that says why a stage has no input of a name."""
+        number = self.shape.index.get(name)
+        if number is not None and number not in self.shape.dependencies[self.shape.index[stage]]:
+            reason = f"{stage!r} does not come after it; add it to after= of {stage!r}"
+            return MissingOutputError(name, state=self.collector.record(number).state, reason=reason)
+        return self.collector.missing(name)

@@ -1,0 +1,97 @@
+"""`PipelineResults`: what one holds in hand, whatever has ended a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, final
+
+from stageflow.engine.collector import Collector, Records
+from stageflow.output import StageOutput
+
+if TYPE_CHECKING:
+    from stageflow.journal import RunStatus, StageRecord
+    from stageflow.trace import Trace
+
+__all__ = ["PipelineResults"]
+
+
+@final
+class PipelineResults(Mapping[str, StageOutput]):
+    """The outputs of the stages that succeeded, by name, and a record of every stage.
+
+    It is one and the same thing on every way out of a run: what `StageGraph.run` returns, what its errors carry as
+    `results`, and what `Run.results` shows while the run still goes. Outputs come in the order in which their stages
+    ended. It pickles if outputs and errors do.
+    """
+
+    __slots__ = ("_collector",)
+
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+        return self._collector.run_id
+
+    @property
+    def status(self) -> RunStatus:
+        """How the run ended; `RunStatus.RUNNING` until it has."""
+        return self._collector.status
+
+    @property
+    def records(self) -> Mapping[str, StageRecord]:
+        """All that is known of every stage, by name, in topological order."""
+        return Records(self._collector)
+
+    @property
+    def partial(self) -> Mapping[str, Mapping[str, Any]]:
+        """What stages that did not succeed (yet) had saved, by stage."""
+        records = (record for record in self._collector.slots if record is not None)
+        return {record.name: record.partial for record in records if record.partial and record.output is None}
+
+    @property
+    def trace(self) -> Trace:
+        """The records as something one looks at: ``rich.print(results.trace)``."""
+        from stageflow.trace import Trace  # not needed by those who do not look
+
+        collector = self._collector
+        return Trace(
+            shape=collector.shape,
+            run_id=collector.run_id,
+            status=collector.status,
+            records=tuple(collector.record(number) for number in range(len(collector.slots))),
+            began_at=collector.began_at,
+            started=collector.started,
+            ended=collector.ended,
+        )
+
+    def require(self, name: str) -> StageOutput:
+        """Gives an output that has to be there; the same as ``results[name]``.
+
+        Raises:
+            MissingOutputError: It is not there; the error says why.
+        """
+        return self[name]
+
+    def __getitem__(self, name: str) -> StageOutput:
+        try:
+            return self._collector.outputs[name]
+        except KeyError:
+            raise self._collector.missing(name) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._collector.outputs
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._collector.outputs)
+
+    def __len__(self) -> int:
+        return len(self._collector.outputs)
+
+    def __repr__(self) -> str:
+        collector = self._collector
+        return (
+            f"<PipelineResults of {collector.shape.pipeline!r}, {collector.status.value}: "
+            f"{len(self)} of {len(collector.slots)} stages succeeded>"
+        )

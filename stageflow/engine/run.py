@@ -1,0 +1,174 @@
+"""`Run`: a run that goes, as one holds it in one's hand."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, final
+
+import trio
+
+from stageflow.engine.execution import Execution
+from stageflow.engine.results import PipelineResults
+from stageflow.errors import StageExecutionError, StageTimeoutError, UnifiedPipelineCancelled
+from stageflow.journal import CauseKind, RunStatus, StageRecord
+
+if TYPE_CHECKING:
+    from stageflow.context import PipelineContext
+    from stageflow.graph import Graph
+
+__all__ = ["Run", "open_run", "run_to_end"]
+
+
+@final
+class Run:
+    """The handle of a run that was opened with `StageGraph.open`. It stays readable after the run has ended."""
+
+    __slots__ = ("_ended", "_execution", "_results", "_told")
+
+    def __init__(self, execution: Execution) -> None:
+        self._execution = execution
+        self._results = PipelineResults(execution.collector)
+        self._ended = trio.Event()
+        self._told = False  # whether somebody was given the error
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return self._execution.collector.run_id
+
+    @property
+    def results(self) -> PipelineResults:
+        """What is known of the run so far. It is live, and still there after the run has ended in whatever way."""
+        return self._results
+
+    def cancel(self, reason: str) -> None:
+        """Cancels the run. What has finished is kept; `wait` raises `UnifiedPipelineCancelled`.
+
+        Returns at once: the stages that run are cancelled at their next checkpoint, and no other starts. Does nothing
+        if the run has ended or is ending.
+
+        Args:
+            reason: Why, in words.
+        """
+        self._execution.cancel(reason)
+
+    def cancel_branch(self, stage: str, reason: str) -> None:
+        """Cancels one branch of the run, and nothing else. It never makes the run raise.
+
+        Returns at once. What runs in the branch is cancelled at its next checkpoint and its partial output kept; what has
+        not started in it is skipped; joins beyond it see their inputs from it as absent. If the branch has not started
+        yet, it will be skipped when its turn comes; if it has ended, nothing happens.
+
+        Args:
+            stage: A stage of the branch.
+            reason: Why, in words.
+
+        Raises:
+            UnknownStageError: There is no such stage.
+        """
+        self._execution.cancel_branch(stage, reason)
+
+    async def wait(self) -> PipelineResults:
+        """Waits until the run has ended. Any number of tasks may do so.
+
+        Returns:
+            The results, if the run ended `SUCCEEDED` or `PARTIAL`.
+
+        Raises:
+            StageExecutionError: A stage failed.
+            UnifiedPipelineCancelled: The run was cancelled, by a stage, by `cancel`, or by a scope around it.
+            trio.Cancelled: The waiting was cancelled. The run is not touched by that.
+        """
+        await self._ended.wait()
+        self._told = True
+        return outcome_of(self._execution)
+
+    def __repr__(self) -> str:
+        return f"<Run {self.id} of {self._execution.shape.pipeline!r}, {self._results.status.value}>"
+
+    async def _execute(self) -> None:
+        try:
+            await self._execution.execute()
+        finally:
+            self._ended.set()
+
+
+async def run_to_end(graph: Graph, context: PipelineContext) -> PipelineResults:
+    """Runs a graph in the calling task."""
+    execution = Execution(graph, context)
+    await execution.execute()
+    return outcome_of(execution)
+
+
+@asynccontextmanager
+async def open_run(graph: Graph, context: PipelineContext) -> AsyncGenerator[Run, None]:
+    """Runs a graph beside the block of an ``async with``."""
+    run = Run(Execution(graph, context))
+    raised: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run._execute, name=f"run of {graph.name}")
+            try:
+                yield run
+            except trio.Cancelled:
+                raise  # by a scope around the block, which is around the run as well
+            except BaseException as error:
+                # Kept out of the nursery, which would wrap it into a group, and raised again when the run has ended.
+                raised = error
+                run.cancel(f"the block around the run raised {type(error).__name__}")
+    except trio.Cancelled:
+        if raised is None:
+            raise
+    if raised is not None:
+        raise raised
+    if not run._told:
+        outcome_of(run._execution)
+
+
+def outcome_of(execution: Execution) -> PipelineResults:
+    """Gives the results of a run that has ended, or raises what ended it.
+
+    Raises:
+        StageExecutionError: A stage failed.
+        UnifiedPipelineCancelled: The run was cancelled.
+    """
+    collector, verdict = execution.collector, execution.verdict
+    results = PipelineResults(collector)
+    finished = f"{len(results)} of {len(collector.slots)} stages had finished; see .results"
+    if verdict is None and collector.status is RunStatus.INTERRUPTED:
+        reason = "a cancel scope around the run was cancelled"
+        message = f"pipeline {execution.graph.name!r} was interrupted: {reason}; {finished}"
+        raise UnifiedPipelineCancelled(message, results=results, stage=None, reason=reason)
+    if verdict is None:
+        return results
+    if not isinstance(verdict, StageRecord) or verdict.error is None:
+        cause = verdict.cause if isinstance(verdict, StageRecord) else verdict
+        assert cause is not None
+        by = "" if cause.stage is None else f" by stage {cause.stage!r}"
+        message = f"pipeline {execution.graph.name!r} was cancelled{by}: {cause.reason}; {finished}"
+        raise UnifiedPipelineCancelled(message, results=results, stage=cause.stage, reason=cause.reason)
+    raise _failure(execution, verdict, results, finished) from verdict.error
+
+
+def _failure(
+    execution: Execution, record: StageRecord, results: PipelineResults, finished: str
+) -> StageExecutionError:
+    original, cause = record.error, record.cause
+    assert isinstance(original, Exception)
+    reason = str(original) if cause is None else cause.reason
+    where = execution.graph.stages[record.name].where
+    timed_out = cause is not None and cause.kind is CauseKind.TIMEOUT and cause.stage == record.name
+    error = (StageTimeoutError if timed_out else StageExecutionError)(
+        f"{where} failed: {reason}; {finished}",
+        results=results,
+        stage=record.name,
+        reason=reason,
+        original=original,
+        recoverable=record.recoverable,
+        failures=tuple(execution.collector.failures),
+    )
+    if isinstance(error, StageTimeoutError):
+        error.limit = record.limit or 0.0
+        error.elapsed = record.duration or 0.0
+    return error

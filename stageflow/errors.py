@@ -1,0 +1,221 @@
+"""Every error of stageflow, as one tree.
+
+::
+
+    StageflowError
+    ├── DefinitionError (ValueError)         what was declared cannot be right
+    │   ├── CycleError                         .cycle
+    │   ├── DuplicateStageError                .stage
+    │   └── UnknownStageError                  .stage, .suggestions
+    ├── PipelineTerminated                   a run ended before its end; .results .run_id .stage .reason
+    │   ├── StageExecutionError                a stage failed; .original .recoverable .failures
+    │   │   └── StageTimeoutError (TimeoutError)   .limit .elapsed
+    │   └── UnifiedPipelineCancelled           somebody cancelled it (also exported as PipelineCancelled)
+    ├── ContractViolation (TypeError)        a stage gave what it may not give; .stage
+    ├── MissingOutputError (KeyError)        asked for an output that is not there; .stage .state .reason
+    └── OutputConflictError                  a second output under one name; .stage
+
+The data of an error is in its attributes; its message says what happened, where, and what to do about it. Every error
+survives `pickle` and `copy` with its attributes (not with its traceback).
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from stageflow.engine.results import PipelineResults
+    from stageflow.journal.record import StageRecord, StageState
+
+__all__ = [
+    "ContractViolation",
+    "CycleError",
+    "DefinitionError",
+    "DefinitionWarning",
+    "DuplicateStageError",
+    "MissingOutputError",
+    "OutputConflictError",
+    "PipelineTerminated",
+    "StageExecutionError",
+    "StageTimeoutError",
+    "StageflowError",
+    "UnifiedPipelineCancelled",
+    "UnknownStageError",
+]
+
+
+class StageflowError(Exception):
+    """The root of everything stageflow raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Subclasses take keyword arguments, which the default `type(self)(*self.args)` would lose.
+        return _rebuild, (type(self), self.args, self.__dict__.copy())
+
+
+def _rebuild(cls: type[StageflowError], args: tuple[Any, ...], state: dict[str, Any]) -> StageflowError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class DefinitionError(StageflowError, ValueError):
+    """A pipeline, a stage or an option was declared in a way that cannot be right."""
+
+
+class DefinitionWarning(UserWarning):
+    """A pipeline was declared in a way that is possible, but hardly meant."""
+
+
+class CycleError(DefinitionError):
+    """Stages wait for each other in a circle.
+
+    Attributes:
+        cycle: The names along the circle; the first is repeated at the end.
+    """
+
+    def __init__(self, cycle: Sequence[str]) -> None:
+        self.cycle = tuple(cycle)
+        shown = self.cycle if len(self.cycle) <= 12 else (*self.cycle[:8], "…", *self.cycle[-3:])
+        arrows = " → ".join(name if name == "…" else repr(name) for name in shown)
+        super().__init__(f"stages wait for each other in a circle: {arrows}; remove one of these edges")
+
+
+class DuplicateStageError(DefinitionError):
+    """A second stage was declared under a name that is taken.
+
+    Attributes:
+        stage: The name.
+    """
+
+    def __init__(self, message: str, *, stage: str) -> None:
+        self.stage = stage
+        super().__init__(message)
+
+
+class UnknownStageError(DefinitionError):
+    """A name was given that no stage has.
+
+    Attributes:
+        stage: The name as it was given.
+        suggestions: The nearest names there are, best first.
+    """
+
+    def __init__(self, stage: str, known: Iterable[str], *, where: str) -> None:
+        self.stage = stage
+        names = list(known)
+        self.suggestions = tuple(difflib.get_close_matches(stage, names, n=3, cutoff=0.6))
+        if self.suggestions:
+            hint = "did you mean " + " or ".join(map(repr, self.suggestions)) + "?"
+        elif len(names) <= 8:
+            hint = "known stages: " + (", ".join(map(repr, names)) or "none")
+        else:
+            hint = f"none of the {len(names)} known stages is spelled like it"
+        super().__init__(f"{where} names {stage!r}, which is no stage of this pipeline; {hint}")
+
+
+class PipelineTerminated(StageflowError):
+    """A run ended before its end. What it had finished is in `results`.
+
+    Attributes:
+        results: Everything the run knows: finished outputs, and a record of every stage.
+        run_id: Which run it was.
+        stage: The stage that ended the run, or `None` if nobody inside did.
+        reason: Why, in words.
+    """
+
+    def __init__(self, message: str, *, results: PipelineResults, stage: str | None, reason: str) -> None:
+        super().__init__(message)
+        self.results = results
+        self.run_id = results.run_id
+        self.stage = stage
+        self.reason = reason
+
+
+class StageExecutionError(PipelineTerminated):
+    """A stage failed and thereby the run. Raised `from` the stage's own exception, if it raised one.
+
+    Attributes:
+        original: What the stage raised, whole, or the error it returned with `StageOutput.fail`.
+        recoverable: Whether the stage called its failure recoverable.
+        failures: The record of every stage that failed in this run, in the order in which they failed.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        results: PipelineResults,
+        stage: str | None,
+        reason: str,
+        original: Exception,
+        recoverable: bool,
+        failures: tuple[StageRecord, ...],
+    ) -> None:
+        super().__init__(message, results=results, stage=stage, reason=reason)
+        self.original = original
+        self.recoverable = recoverable
+        self.failures = failures
+
+
+class StageTimeoutError(StageExecutionError, TimeoutError):
+    """A stage ran longer than its limit.
+
+    Attributes:
+        limit: The limit, in seconds.
+        elapsed: How long the attempt ran until it had stopped, its cleanup included, in seconds.
+    """
+
+    limit: float
+    elapsed: float
+
+
+class UnifiedPipelineCancelled(PipelineTerminated):
+    """A run was cancelled: a stage returned `StageOutput.cancel`, or `Run.cancel` was called."""
+
+
+class ContractViolation(StageflowError, TypeError):
+    """A stage gave something that a stage may not give.
+
+    Attributes:
+        stage: The stage's name.
+    """
+
+    def __init__(self, message: str, *, stage: str) -> None:
+        self.stage = stage
+        super().__init__(message)
+
+
+class MissingOutputError(StageflowError, KeyError):
+    """An output was asked for that is not there.
+
+    Attributes:
+        stage: The name that was asked for.
+        state: How far that stage came, or `None` if there is no such stage.
+        reason: Why its output is not there, in words.
+    """
+
+    def __init__(self, stage: str, *, state: StageState | None, reason: str) -> None:
+        self.stage = stage
+        self.state = state
+        self.reason = reason
+        super().__init__(f"there is no output of {stage!r}: {reason}")
+
+    def __str__(self) -> str:
+        # KeyError would show the repr of the message.
+        return str(self.args[0])
+
+
+class OutputConflictError(StageflowError):
+    """An output was written under a name that has one already.
+
+    Attributes:
+        stage: The name.
+    """
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        super().__init__(f"{stage!r} has an output already, and an output is written once; use another name")

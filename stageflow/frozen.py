@@ -1,0 +1,123 @@
+"""Deep immutability for plain data: `FrozenDict`, `FrozenList`, and `freeze`, which makes them.
+
+They are subclasses of the builtins, so that whatever reads a `dict` or a `list` (``==``, ``json.dumps``, ``**``, pattern
+matching, a C extension) reads them at the same speed. The price is that ``dict.__setitem__(frozen, …)`` gets around them:
+a lock against mistakes, not against intent.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, NoReturn, TypeVar, final
+
+__all__ = ["FrozenDict", "FrozenList", "freeze"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+_LEAVES = frozenset({str, int, float, bool, type(None), bytes, complex})
+
+
+def _refuse(self: object, *args: object, **kwargs: object) -> NoReturn:
+    kind, thaw = ("dict", "dict(...)") if isinstance(self, dict) else ("list", "list(...)")
+    raise TypeError(
+        f"this {kind} is immutable: inputs, outputs and run data are shared between stages; "
+        f"make a copy with {thaw} and change that"
+    )
+
+
+@final
+class FrozenDict(dict[K, V], Generic[K, V]):
+    """A dict that cannot be changed, with everything inside it frozen as well.
+
+    Reads, compares, prints, pickles and JSON-encodes like the dict it was made of. ``|`` and `copy` give a plain dict.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not _LEAVES.issuperset(map(type, self.values())):
+            _fill_all({}, [(self, dict(self))])
+
+    __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]
+    clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrozenDict, (dict(self),)
+
+    def __copy__(self) -> FrozenDict[K, V]:
+        return self
+
+
+@final
+class FrozenList(list[V], Generic[V]):
+    """A list that cannot be changed, with everything inside it frozen as well.
+
+    Reads, compares, prints, pickles and JSON-encodes like the list it was made of. Slices, ``+`` and `copy` give a plain
+    list.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        if not _LEAVES.issuperset(map(type, self)):
+            _fill_all({}, [(self, list(self))])
+
+    __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse  # type: ignore[assignment]
+    append = extend = insert = pop = remove = clear = sort = reverse = _refuse  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrozenList, (list(self),)
+
+    def __copy__(self) -> FrozenList[V]:
+        return self
+
+
+def freeze(value: Any) -> Any:
+    """Gives an immutable equal of plain data; anything else comes back as it is.
+
+    `dict` becomes `FrozenDict`, `list` becomes `FrozenList`, `set` becomes `frozenset`, and a tuple that holds any of
+    them is rebuilt. Subclasses of these (`OrderedDict`, named tuples) and all other objects pass by reference. What is
+    frozen already costs nothing. Depth is limited by memory only (directly nested tuples aside), and structure that is
+    shared or circular stays so.
+    """
+    memo: dict[int, Any] = {}
+    pending: _Pending = []
+    frozen = _shell(value, memo, pending)
+    _fill_all(memo, pending)
+    return frozen
+
+
+# Freezing works from the top down: every container gets an empty frozen shell, which is put in its place at once and
+# filled later, from a list of pending work. So neither depth nor a circle needs the interpreter's stack.
+
+_Pending = list[tuple[Any, Any]]  # (shell, what it is to hold)
+
+
+def _shell(value: Any, memo: dict[int, Any], pending: _Pending) -> Any:
+    kind = type(value)
+    if kind in _LEAVES:
+        return value
+    if kind is dict or kind is list:
+        shell = memo.get(id(value))
+        if shell is None:
+            shell = memo[id(value)] = FrozenDict() if kind is dict else FrozenList()
+            pending.append((shell, value))
+        return shell
+    if kind is set:
+        return frozenset(value)
+    if kind is tuple:
+        parts = tuple([_shell(part, memo, pending) for part in value])
+        return value if all(new is old for new, old in zip(parts, value, strict=True)) else parts
+    return value
+
+
+def _fill_all(memo: dict[int, Any], pending: _Pending) -> None:
+    while pending:
+        shell, source = pending.pop()
+        if type(shell) is FrozenDict:
+            for key, value in source.items():
+                dict.__setitem__(shell, key, _shell(value, memo, pending))
+        else:
+            list.__setitem__(shell, slice(None), [_shell(value, memo, pending) for value in source])

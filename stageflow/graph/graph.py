@@ -1,0 +1,247 @@
+"""`Graph`: the stages of a pipeline, proven to be a DAG and compiled to what the engine reads while it runs."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final, final
+
+import attrs
+
+from stageflow.errors import CycleError, DefinitionError, DefinitionWarning, UnknownStageError
+from stageflow.graph.branches import TRUNK, Branch, find_branches
+from stageflow.stages import Default, Join, OnFailure, StageKind, StageSpec
+
+if TYPE_CHECKING:
+    from stageflow.stages.stage import Body, Condition
+
+__all__ = ["Graph", "Plan", "Shape"]
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Shape:
+    """Names and branches: what a record of a run needs to know of the graph, without the code of its stages.
+
+    Stages and branches are numbered; stages in topological order.
+
+    Attributes:
+        pipeline: The pipeline's name.
+        names: The stages' names.
+        index: The numbers of the names.
+        dependencies: For every stage, those it comes after.
+        branches: The branches, the trunk first.
+        branch_of: For every stage, its branch.
+    """
+
+    pipeline: str
+    names: tuple[str, ...]
+    index: Mapping[str, int]
+    dependencies: tuple[tuple[int, ...], ...]
+    branches: tuple[Branch, ...]
+    branch_of: tuple[int, ...]
+
+    def branch_name(self, branch: int) -> str:
+        """The name of a branch: that of its first stage, or ``"trunk"``."""
+        return "trunk" if branch == TRUNK else self.names[self.branches[branch].strand[0]]
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Plan:
+    """What the engine reads of every stage while it runs, by the stage's number: no names to look up, nothing to scan.
+
+    Attributes:
+        bodies: What does the work.
+        conditions: What ``when=`` asks.
+        timeouts: The limits in seconds, `None` for none.
+        on_failure: What a failure means.
+        followers: The stages after it that begin a branch, each with whether it needs this one to succeed. (The stage
+            that continues the strand is not among them: its branch knows it.)
+        waits: How many stages it comes after.
+        needs: How many of them must succeed for it to start.
+        early: Whether it starts (or is skipped) as soon as that is decided, before all have settled.
+        starts_bare: Whether it can start without any input.
+        revives: For every branch: whether a stage after its first can start although the first was skipped.
+    """
+
+    bodies: tuple[Body, ...]
+    conditions: tuple[Condition | None, ...]
+    timeouts: tuple[float | None, ...]
+    on_failure: tuple[OnFailure, ...]
+    followers: tuple[tuple[tuple[int, bool], ...], ...]
+    waits: tuple[int, ...]
+    needs: tuple[int, ...]
+    early: tuple[bool, ...]
+    starts_bare: tuple[bool, ...]
+    revives: tuple[bool, ...]
+
+
+class Graph:
+    """A validated, frozen DAG. It holds no state of any run, so any number of concurrent runs may share it.
+
+    Args:
+        name: The pipeline's name.
+        stages: Its stages, in any order.
+        on_failure: What the failure of a stage means that does not say so itself.
+        default_timeout: The limit in seconds of a stage that does not say so itself; `None` for none.
+
+    Raises:
+        DefinitionError: There is no stage. `UnknownStageError`: a stage comes after one that is not there.
+            `CycleError`: stages wait for each other.
+    """
+
+    __slots__ = ("__weakref__", "default_timeout", "name", "on_failure", "plan", "shape", "stages")
+
+    name: Final[str]
+    stages: Final[Mapping[str, StageSpec]]
+    shape: Final[Shape]
+    plan: Final[Plan]
+
+    def __init__(
+        self, name: str, stages: Sequence[StageSpec], *, on_failure: OnFailure, default_timeout: float | None
+    ) -> None:
+        if not stages:
+            raise DefinitionError(f"pipeline {name!r} has no stages; add one with with_stage()")
+        ordered = _in_topological_order(stages)
+        index = {spec.name: number for number, spec in enumerate(ordered)}
+        needed = tuple(tuple(index[edge.stage] for edge in spec.after) for spec in ordered)
+        branches = find_branches(needed)
+        branch_of = [TRUNK] * len(ordered)
+        for branch in branches:
+            for number in branch.strand:
+                branch_of[number] = branch.index
+        self.name = name
+        self.stages = {spec.name: spec for spec in ordered}
+        self.on_failure = on_failure
+        self.default_timeout = default_timeout
+        self.shape = Shape(
+            pipeline=name,
+            names=tuple(index),
+            index=index,
+            dependencies=needed,
+            branches=branches,
+            branch_of=tuple(branch_of),
+        )
+        self.plan = _compile(ordered, self.shape, on_failure, default_timeout)
+        _warn_of_exclusive_joins(ordered, self.shape)
+
+    def __len__(self) -> int:
+        return len(self.stages)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}: {len(self)} stages in {len(self.shape.branches)} branches>"
+
+
+def _in_topological_order(stages: Sequence[StageSpec]) -> list[StageSpec]:
+    """Sorts stages so that each comes after those it needs; among equals, in the order of declaration (Kahn, 1962)."""
+    by_name = {spec.name: spec for spec in stages}
+    followers: dict[str, list[str]] = {name: [] for name in by_name}
+    missing: dict[str, int] = {}
+    for spec in stages:
+        missing[spec.name] = len(spec.after)
+        for edge in spec.after:
+            if edge.stage not in by_name:
+                raise UnknownStageError(edge.stage, by_name, where=f"after= of {spec.where}")
+            followers[edge.stage].append(spec.name)
+    ready = deque(name for name, count in missing.items() if count == 0)
+    ordered: list[StageSpec] = []
+    while ready:
+        name = ready.popleft()
+        ordered.append(by_name[name])
+        for follower in followers[name]:
+            missing[follower] -= 1
+            if missing[follower] == 0:
+                ready.append(follower)
+    if len(ordered) < len(stages):
+        raise CycleError(_find_cycle(by_name, {name for name, count in missing.items() if count}))
+    return ordered
+
+
+def _find_cycle(by_name: Mapping[str, StageSpec], stuck: set[str]) -> list[str]:
+    """Finds a circle among stages of which each waits for another of them."""
+    name = min(stuck)
+    seen: dict[str, int] = {}
+    path: list[str] = []
+    while name not in seen:
+        seen[name] = len(path)
+        path.append(name)
+        name = next(edge.stage for edge in by_name[name].after if edge.stage in stuck)
+    circle = path[seen[name] :]
+    circle.reverse()  # from "waits for" to "leads to"
+    return [*circle, circle[0]]
+
+
+def _compile(
+    ordered: Sequence[StageSpec], shape: Shape, on_failure: OnFailure, default_timeout: float | None
+) -> Plan:
+    heads = {branch.strand[0] for branch in shape.branches if branch.strand}
+    followers: list[list[tuple[int, bool]]] = [[] for _ in ordered]
+    for number, spec in enumerate(ordered):
+        if number in heads:
+            for edge in spec.after:
+                required = spec.join == Join.ALL and edge.required
+                followers[shape.index[edge.stage]].append((number, required))
+    starts_bare = [_starts_bare(spec) for spec in ordered]
+    revives = [False] * len(shape.branches)
+    for branch in reversed(shape.branches):  # children before their parents
+        revives[branch.index] |= any(starts_bare[number] for number in branch.strand[1:])
+        for child in branch.children:
+            revives[branch.index] |= revives[child] or starts_bare[shape.branches[child].strand[0]]
+    return Plan(
+        bodies=tuple(spec.body for spec in ordered),
+        conditions=tuple(spec.when for spec in ordered),
+        timeouts=tuple(
+            default_timeout if isinstance(spec.timeout, Default) else spec.timeout for spec in ordered
+        ),
+        on_failure=tuple(
+            on_failure if isinstance(spec.on_failure, Default) else spec.on_failure for spec in ordered
+        ),
+        followers=tuple(map(tuple, followers)),
+        waits=tuple(len(spec.after) for spec in ordered),
+        needs=tuple(_needs(spec) for spec in ordered),
+        early=tuple(spec.join.mode in ("any", "quorum", "n_of") for spec in ordered),
+        starts_bare=tuple(starts_bare),
+        revives=tuple(revives),
+    )
+
+
+def _needs(spec: StageSpec) -> int:
+    match spec.join.mode:
+        case "any" | "any_settled":
+            return 1
+        case "quorum":
+            return len(spec.after) // 2 + 1
+        case _:
+            return spec.join.count
+
+
+def _starts_bare(spec: StageSpec) -> bool:
+    if spec.join == Join.ALL:
+        return not any(edge.required for edge in spec.after)
+    return spec.join == Join.SETTLED
+
+
+def _warn_of_exclusive_joins(ordered: Sequence[StageSpec], shape: Shape) -> None:
+    """Warns where a stage needs the outputs of several stages of which a route chooses one."""
+    for branch in shape.branches:
+        if not branch.strand or ordered[branch.strand[-1]].kind is not StageKind.ROUTE:
+            continue
+        routes = [shape.branches[child] for child in branch.children]
+        chosen = {route.index for route in routes if any(ordered[number].when for number in route.strand)}
+        for join in routes:
+            spec = ordered[join.strand[0]]
+            if spec.join != Join.ALL:
+                continue
+            required = [shape.index[edge.stage] for edge in spec.after if edge.required]
+            of_routes = {shape.branch_of[number]: number for number in required if shape.branch_of[number] in chosen}
+            if len(of_routes) > 1:
+                exclusive = [shape.names[number] for number in of_routes.values()]
+                warnings.warn(
+                    f"{spec.where} needs all of {', '.join(map(repr, exclusive))}, but "
+                    f"{shape.names[branch.strand[-1]]!r} is a route that chooses between them, so it would always be "
+                    f'skipped; say join="any_settled"',
+                    DefinitionWarning,
+                    stacklevel=5,
+                )

@@ -1,0 +1,138 @@
+"""The record of a stage, and the words for how stages and runs end. Collector, journal and trace are readings of it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Any, final
+
+import attrs
+
+from stageflow.frozen import FrozenDict
+from stageflow.output import StageOutput
+
+__all__ = ["Cause", "CauseKind", "RunStatus", "StageRecord", "StageState"]
+
+
+@final
+class StageState(enum.Enum):
+    """How far a stage is. Every stage ends in exactly one of the last four."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    SKIPPED = "skipped"
+
+    @property
+    def settled(self) -> bool:
+        """Whether it has ended."""
+        return self is not StageState.PENDING and self is not StageState.RUNNING
+
+
+@final
+class RunStatus(enum.Enum):
+    """How far a run is, or how it ended."""
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    """Every stage succeeded."""
+    PARTIAL = "partial"
+    """It returned, and some stages were skipped, cancelled with their branch, or failed and were tolerated."""
+    FAILED = "failed"
+    """It raised `StageExecutionError`."""
+    CANCELLED = "cancelled"
+    """It raised `UnifiedPipelineCancelled`."""
+    INTERRUPTED = "interrupted"
+    """A cancel scope around it was cancelled, and `trio.Cancelled` went through."""
+
+
+@final
+class CauseKind(enum.Enum):
+    """What brought about the end of a stage that did not succeed."""
+
+    FAILURE = "failure"
+    """A stage raised, or returned `StageOutput.fail`."""
+    TIMEOUT = "timeout"
+    """A stage ran longer than its limit."""
+    CONTRACT = "contract"
+    """A stage returned what a stage may not return."""
+    SKIP = "skip"
+    """A stage returned `StageOutput.skip`."""
+    CONDITION = "condition"
+    """The ``when=`` of a stage said no."""
+    CANCEL = "cancel"
+    """A stage returned `StageOutput.cancel`, or `Run.cancel` was called."""
+    CANCEL_BRANCH = "cancel_branch"
+    """A stage returned `StageOutput.cancel_branch`, or `Run.cancel_branch` was called."""
+    CALLER = "caller"
+    """A cancel scope around the run was cancelled."""
+    NURSERY = "nursery"
+    """The cancel scope of a branch's nursery, which a stage had asked for, was cancelled."""
+
+
+@final
+@attrs.frozen
+class Cause:
+    """Why a stage ended as it did.
+
+    Attributes:
+        kind: What sort of thing happened.
+        stage: The stage to which it happened; `None` if it came from outside.
+        reason: What happened, in words.
+    """
+
+    kind: CauseKind
+    stage: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        by = "" if self.stage is None else f" of {self.stage!r}"
+        return f"{self.kind.value}{by}: {self.reason}"
+
+
+_NOTHING: FrozenDict[str, Any] = FrozenDict()
+
+
+@final
+@attrs.define(eq=False)  # not frozen: the engine fills it in as the stage goes, on the hot path
+class StageRecord:
+    """All that a run knows of a stage. It belongs to the run; read it, and leave it as it is.
+
+    Attributes:
+        name: The stage.
+        branch: The branch it is in.
+        state: How far it is.
+        attempts: How often its body has been entered.
+        started: When it started, on Trio's clock; `None` if it never did.
+        ended: When it settled, on Trio's clock.
+        output: What it returned, if it succeeded.
+        partial: What it saved on the way, and the fields of a `StageOutput.fail`.
+        error: What it raised, if it failed.
+        recoverable: Whether it called its failure recoverable.
+        limit: The limit that it ran into, in seconds, if it failed by that.
+        cause: Why it did not succeed; the stage named there is the one where it began.
+        after_cancel: Whether it ended by itself although it was being cancelled.
+        place: Its place in the order in which the stages of the run settled, from 0.
+    """
+
+    name: str
+    branch: str
+    state: StageState = StageState.PENDING
+    attempts: int = 0
+    started: float | None = None
+    ended: float | None = None
+    output: StageOutput | None = None
+    partial: Mapping[str, Any] = _NOTHING
+    error: BaseException | None = None
+    recoverable: bool = False
+    limit: float | None = None
+    cause: Cause | None = None
+    after_cancel: bool = False
+    place: int | None = None
+
+    @property
+    def duration(self) -> float | None:
+        """How long it ran, in seconds; `None` if it has not ended or never started."""
+        return None if self.started is None or self.ended is None else self.ended - self.started

@@ -1,0 +1,22 @@
+"""What a user declares: stages, and the values that say how they are run."""
+
+from stageflow.stages.policy import DEFAULT, Default, Dependency, Join, OnFailure, StageKind, optional
+from stageflow.stages.stage import Body, Runner, Stage, StageFunction, StageOptions, StageSpec, declare, stage
+
+__all__ = [
+    "DEFAULT",
+    "Body",
+    "Default",
+    "Dependency",
+    "Join",
+    "OnFailure",
+    "Runner",
+    "Stage",
+    "StageFunction",
+    "StageKind",
+    "StageOptions",
+    "StageSpec",
+    "declare",
+    "optional",
+    "stage",
+]

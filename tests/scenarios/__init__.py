@@ -1,0 +1,1 @@
+"""What a reliability campaign asked of an earlier engine, row by row."""
