@@ -1,7 +1,7 @@
 """Reliable DAG pipelines for Trio applications.
 
-Declare stages and what each comes after; run them, each the moment its inputs are there; and hold in hand, whatever ends
-the run, everything that had finished.
+Declare stages and what each comes after; run them, each the moment its inputs are there; and hold in hand, whatever
+ends the run, everything that had finished.
 """
 
 from stageflow.context import Context, ContextSnapshot, OutputBag, PipelineContext, PipelineTimer, StageContext

@@ -1,8 +1,9 @@
 """Deep immutability for plain data: `FrozenDict`, `FrozenList`, and `freeze`, which makes them.
 
-They are subclasses of the builtins, so that whatever reads a `dict` or a `list` (``==``, ``json.dumps``, ``**``, pattern
-matching, a C extension) reads them at the same speed. The price is that ``dict.__setitem__(frozen, …)`` gets around them:
-a lock against mistakes, not against intent.
+They are subclasses of the builtins, so that whatever reads a `dict` or a `list` (``==``, ``json.dumps``, ``**``,
+pattern matching, a C extension) reads them at the same speed. The price is that ``dict.__setitem__(frozen, …)`` gets
+around
+them: a lock against mistakes, not against intent.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ __all__ = ["FrozenDict", "FrozenList", "freeze"]
 K = TypeVar("K")
 V = TypeVar("V")
 
+_plain_dict: Any = dict
+_plain_list: Any = list
 _LEAVES = frozenset({str, int, float, bool, type(None), bytes, complex})
 
 
@@ -39,8 +42,8 @@ class FrozenDict(dict[K, V], Generic[K, V]):
         if not _LEAVES.issuperset(map(type, self.values())):
             _fill_all({}, [(self, dict(self))])
 
-    __setitem__ = __delitem__ = __ior__ = _refuse  # type: ignore[assignment]
-    clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FrozenDict, (dict(self),)
@@ -53,8 +56,8 @@ class FrozenDict(dict[K, V], Generic[K, V]):
 class FrozenList(list[V], Generic[V]):
     """A list that cannot be changed, with everything inside it frozen as well.
 
-    Reads, compares, prints, pickles and JSON-encodes like the list it was made of. Slices, ``+`` and `copy` give a plain
-    list.
+    Reads, compares, prints, pickles and JSON-encodes like the list it was made of. Slices, ``+`` and `copy` give a
+    plain list.
     """
 
     __slots__ = ()
@@ -64,8 +67,8 @@ class FrozenList(list[V], Generic[V]):
         if not _LEAVES.issuperset(map(type, self)):
             _fill_all({}, [(self, list(self))])
 
-    __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse  # type: ignore[assignment]
-    append = extend = insert = pop = remove = clear = sort = reverse = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse
+    append = extend = insert = pop = remove = clear = sort = reverse = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FrozenList, (list(self),)
@@ -96,15 +99,14 @@ _Pending = list[tuple[Any, Any]]  # (shell, what it is to hold)
 
 
 def _shell(value: Any, memo: dict[int, Any], pending: _Pending) -> Any:
-    kind = type(value)
+    kind: Any = type(value)
     if kind in _LEAVES:
         return value
     if kind is dict or kind is list:
-        shell = memo.get(id(value))
-        if shell is None:
-            shell = memo[id(value)] = FrozenDict() if kind is dict else FrozenList()
-            pending.append((shell, value))
-        return shell
+        if id(value) not in memo:
+            memo[id(value)] = FrozenDict[Any, Any]() if kind is dict else FrozenList[Any]()
+            pending.append((memo[id(value)], value))
+        return memo[id(value)]
     if kind is set:
         return frozenset(value)
     if kind is tuple:
@@ -118,6 +120,6 @@ def _fill_all(memo: dict[int, Any], pending: _Pending) -> None:
         shell, source = pending.pop()
         if type(shell) is FrozenDict:
             for key, value in source.items():
-                dict.__setitem__(shell, key, _shell(value, memo, pending))
+                _plain_dict.__setitem__(shell, key, _shell(value, memo, pending))
         else:
-            list.__setitem__(shell, slice(None), [_shell(value, memo, pending) for value in source])
+            _plain_list.__setitem__(shell, slice(None), [_shell(value, memo, pending) for value in source])

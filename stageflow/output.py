@@ -87,7 +87,7 @@ class StageOutput:
         """
         if not isinstance(error, Exception):
             error = RuntimeError(_said(error, "fail"))
-        data = FrozenDict(fields) if fields else _NOTHING
+        data: FrozenDict[str, Any] = FrozenDict(fields) if fields else _NOTHING
         return cls(StageStatus.FAIL, data, reason=str(error), error=error, recoverable=recoverable)
 
     @classmethod
@@ -124,7 +124,7 @@ class StageOutput:
 
     def get(self, key: str, default: Any = None) -> Any:
         """Gives ``output[key]``, or `default` if there is no such item."""
-        return self.data[key] if key in self.data else default
+        return self.data.get(key, default)
 
     def __bool__(self) -> bool:
         # Without this an output that carries nothing would be false, like an empty mapping.
@@ -157,7 +157,7 @@ class Artifact:
 
     name: str
     media_type: str = "application/octet-stream"
-    data: Any = attrs.field(default=None, converter=freeze)
+    data: Any = attrs.field(default=None, converter=freeze)  # pyright: ignore[reportUnknownVariableType]
     uri: str | None = None
     metadata: Mapping[str, Any] = attrs.field(default=_NOTHING, converter=freeze)
     stage: str | None = None

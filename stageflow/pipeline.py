@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, Unpack, final, overload
+from typing import TYPE_CHECKING, Any, Unpack, cast, final, overload
 
 import attrs
 
@@ -15,10 +13,12 @@ from stageflow.errors import DefinitionError, DuplicateStageError
 from stageflow.graph import Graph
 from stageflow.journal import StageState
 from stageflow.output import StageOutput
-from stageflow.stages import Dependency, OnFailure, Runner, StageOptions, StageSpec, declare
+from stageflow.stages import Dependency, OnFailure, Runner, StageOptions, StageSpec, caller, declare
 from stageflow.stages.policy import check_member, check_name, check_timeout, dependencies
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     from rich.console import RenderableType
 
 __all__ = ["Pipeline", "StageGraph", "run_stage"]
@@ -31,8 +31,8 @@ DEFAULT_TIMEOUT = 30.0
 class Pipeline:
     """Declares the stages of a DAG. Immutable: every method that adds something returns a new pipeline.
 
-    Pipelines share what they have in common, so that declaring n stages costs O(n). (Adding to one pipeline a second time,
-    to make a variant, copies its index of names.)
+    Pipelines share what they have in common, so that declaring n stages costs O(n). (Adding to one pipeline a second
+    time, to make a variant, copies its index of names.)
 
     Args:
         name: What the pipeline is called.
@@ -48,8 +48,10 @@ class Pipeline:
         async def fetch(ctx: StageContext) -> StageOutput:
             return StageOutput.ok(rows=[1, 2, 3])
 
+
         async def total(ctx: StageContext) -> StageOutput:
             return StageOutput.ok(total=sum(ctx.inputs["fetch"]["rows"]))
+
 
         pipeline = Pipeline("sums").with_stage("fetch", fetch).with_stage("total", total, after="fetch")
         results = trio.run(pipeline.run)
@@ -96,7 +98,7 @@ class Pipeline:
             DefinitionError: The runner or an option is wrong; nothing has changed then.
             DuplicateStageError: There is a stage of that name.
         """
-        frame = sys._getframe(1)
+        frame = caller()
         if runner is None:
             if isinstance(name, str):
                 raise DefinitionError(f"stage {name!r} has no runner; write with_stage({name!r}, runner)")
@@ -114,7 +116,8 @@ class Pipeline:
         Args:
             other: The pipeline whose stages are added.
             after: The stages of this pipeline that the other one's first stages shall come after.
-            prefix: Put before the name of every stage that is added, and before those names where stages of `other` name
+            prefix: Put before the name of every stage that is added, and before those names where stages of `other`
+            name
                 each other, so that a pipeline can be composed several times.
 
         Raises:
@@ -182,7 +185,10 @@ class Pipeline:
 
 @final
 class StageGraph(Graph):
-    """A validated, frozen DAG of stages. It holds no state of any run, so any number of concurrent runs may share it."""
+    """A validated, frozen DAG of stages.
+
+    It holds no state of any run, so any number of concurrent runs may share it. `Pipeline.build` makes it.
+    """
 
     __slots__ = ()
 
@@ -237,7 +243,7 @@ async def run_stage(
     inputs: Mapping[str, StageOutput | Mapping[str, Any]] | None = None,
     **options: Unpack[StageOptions],
 ) -> StageOutput:
-    """Runs one stage alone, under the very same context and clock that it has in a graph. Made for tests and for trying.
+    """Runs one stage alone, under the very same context and clock that it has in a graph.
 
     Args:
         runner: What does the work; see `Pipeline.with_stage`.
@@ -256,11 +262,17 @@ async def run_stage(
     if "after" in options:
         raise DefinitionError("run_stage() takes inputs= instead of after=: a mapping from names to outputs")
     name = getattr(runner, "name", None) or getattr(runner, "__name__", None) or type(runner).__name__
-    pipeline = Pipeline(f"{name} alone")
-    for given, output in (inputs or {}).items():
-        pipeline = pipeline.with_stage(given, _giver(output), timeout=None)
-    pipeline = pipeline._with([declare(name, runner, {**options, "after": list(inputs or {})}, sys._getframe(1))])
-    results = await pipeline.run(ctx)
+    before = inputs or {}
+    if name in before:
+        raise DefinitionError(f"stage {name!r} cannot come after itself: rename that one of inputs=")
+    graph = StageGraph(
+        f"{name} alone",
+        [declare(given, _giver(output), {}, None) for given, output in before.items()]
+        + [declare(name, runner, {**options, "after": tuple(before)}, caller())],
+        on_failure=OnFailure.FAIL_FAST,
+        default_timeout=DEFAULT_TIMEOUT,
+    )
+    results = await graph.run(ctx)
     record = results.records[name]
     if record.output is not None:
         return record.output
@@ -273,8 +285,8 @@ async def run_stage(
 
 
 def _giver(output: StageOutput | Mapping[str, Any]) -> Callable[[StageContext], Awaitable[Any]]:
-    async def give(ctx: StageContext) -> StageOutput | Mapping[str, Any]:
-        return output
+    async def give(_: StageContext) -> StageOutput | Mapping[str, Any]:
+        return output  # noqa: ASYNC910  # the engine has checkpoints enough
 
     return give
 
@@ -282,6 +294,6 @@ def _giver(output: StageOutput | Mapping[str, Any]) -> Callable[[StageContext], 
 def _as_context(ctx: PipelineContext | Mapping[str, Any] | None) -> PipelineContext:
     if isinstance(ctx, PipelineContext):
         return ctx
-    if ctx is None or isinstance(ctx, Mapping):
+    if ctx is None or isinstance(cast("object", ctx), Mapping):
         return PipelineContext(data=ctx)
     raise TypeError(f"a run takes a PipelineContext, a mapping as its data, or nothing, not {ctx!r}")

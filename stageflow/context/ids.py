@@ -11,7 +11,7 @@ __all__ = ["new_run_id"]
 
 _RANDOM_BITS = 74
 _lock = threading.Lock()
-_last = (0, 0)  # milliseconds since the epoch, the random bits drawn for them
+_last = [0, 0]  # milliseconds since the epoch, and the random bits drawn for them
 
 
 def new_run_id() -> str:
@@ -20,13 +20,12 @@ def new_run_id() -> str:
     The layout is that of RFC 9562, section 5.7; within a millisecond the random bits grow by a random step (its section
     6.2, method 2), so that ids are ordered, and still hard to guess.
     """
-    global _last
     with _lock:
         milliseconds, bits = time.time_ns() // 1_000_000, secrets.randbits(_RANDOM_BITS - 1)
         if milliseconds <= _last[0]:
             milliseconds, bits = _last[0], _last[1] + 1 + secrets.randbits(32)
             if bits >> _RANDOM_BITS:
                 milliseconds, bits = milliseconds + 1, secrets.randbits(_RANDOM_BITS - 1)
-        _last = milliseconds, bits
+        _last[:] = milliseconds, bits
     high, low = bits >> 62, bits & ((1 << 62) - 1)
     return str(uuid.UUID(int=milliseconds << 80 | 0x7 << 76 | high << 64 | 0b10 << 62 | low))

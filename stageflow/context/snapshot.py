@@ -7,15 +7,13 @@ from typing import Any, final
 
 import attrs
 
-from stageflow.frozen import FrozenDict, freeze
+from stageflow.frozen import FrozenDict
 
 __all__ = ["ContextSnapshot"]
 
 
 def _freeze_values(values: Mapping[str, Any]) -> FrozenDict[str, Any]:
-    frozen = freeze(dict(values))
-    assert isinstance(frozen, FrozenDict)
-    return frozen
+    return FrozenDict(values)
 
 
 @final
@@ -37,7 +35,7 @@ class ContextSnapshot(Mapping[str, Any]):
         assert second.parent is first
     """
 
-    _values: FrozenDict[str, Any] = attrs.field(factory=dict, converter=_freeze_values)
+    _values: FrozenDict[str, Any] = attrs.field(factory=FrozenDict[str, Any], converter=_freeze_values)
     version: int = attrs.field(default=0, init=False)
     parent: ContextSnapshot | None = attrs.field(default=None, init=False, repr=False)
 

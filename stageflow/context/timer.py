@@ -25,8 +25,9 @@ class Limit(Protocol):
 
 @final
 class PipelineTimer:
-    """The clock of a run, as one stage sees it. All times are seconds on Trio's clock, so `trio.testing.MockClock` rules.
+    """The clock of a run, as one stage sees it.
 
+    All times are seconds on Trio's clock, so `trio.testing.MockClock` rules them.
     The timer of a `PipelineContext`, which is in no run, stands at zero and knows no limit.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import trio
@@ -12,7 +12,7 @@ from stageflow.errors import ContractViolation
 from stageflow.frozen import freeze
 from stageflow.output import NOTHING, StageOutput, StageStatus
 
-__all__ = ["as_failure", "as_output", "in_words", "is_cancellation"]
+__all__ = ["as_failure", "as_output", "has_cancellation", "in_words", "is_cancellation"]
 
 
 def as_output(returned: object, stage: str) -> StageOutput:
@@ -40,20 +40,26 @@ def as_failure(raised: BaseException) -> Exception | None:
     Trio's own nurseries may raise cancellation and errors in one group. The errors are the stage's failure; the
     cancellation is not, and it is not lost either, for the next checkpoint meets it again.
     """
-    if isinstance(raised, Exception):
-        return raised
-    if isinstance(raised, BaseExceptionGroup):
-        errors: BaseExceptionGroup[Any] | None = raised.split(trio.Cancelled)[1]
-        if isinstance(errors, Exception):
-            return errors
-    return None
+    rest = _without_cancellation(raised)
+    return rest if isinstance(rest, Exception) else None
 
 
 def is_cancellation(raised: BaseException) -> bool:
     """Whether it is `trio.Cancelled` and nothing else: by itself, or in groups as Trio's nurseries make them."""
+    return _without_cancellation(raised) is None
+
+
+def has_cancellation(raised: BaseException) -> bool:
+    """Whether it is, or holds, a `trio.Cancelled`."""
+    return _without_cancellation(raised) is not raised
+
+
+def _without_cancellation(raised: BaseException) -> BaseException | None:
     if isinstance(raised, BaseExceptionGroup):
-        return raised.split(trio.Cancelled)[1] is None
-    return isinstance(raised, trio.Cancelled)
+        group = cast("BaseExceptionGroup[BaseException]", raised)
+        cancelled, rest = group.split(trio.Cancelled)
+        return group if cancelled is None else rest
+    return None if isinstance(raised, trio.Cancelled) else raised
 
 
 def in_words(error: BaseException) -> str:

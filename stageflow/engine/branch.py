@@ -27,14 +27,13 @@ immediate results exist does not depend on the order in which Trio happens to ru
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, final
 
 import trio
 from trio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from stageflow.context import StageContext
-from stageflow.engine.attempt import as_failure, as_output, in_words, is_cancellation
+from stageflow.engine.attempt import as_failure, as_output, has_cancellation, in_words, is_cancellation
 from stageflow.engine.collector import Inputs
 from stageflow.errors import ContractViolation, DefinitionError
 from stageflow.journal import Cause, CauseKind, StageRecord, StageState
@@ -42,15 +41,16 @@ from stageflow.output import StageOutput, StageStatus
 from stageflow.stages import OnFailure
 
 if TYPE_CHECKING:
-    from stageflow.context.context import StagePart
-    from stageflow.context.timer import Limit
+    from collections.abc import Mapping
+
+    from stageflow.context.stage_context import StagePart
     from stageflow.engine.execution import Execution
     from stageflow.graph import Branch
 
-__all__ = ["BranchRun"]
+__all__ = ["CALLER", "BranchRun"]
 
 _OK, _SKIPPED = StageStatus.OK, StageState.SKIPPED
-_CALLER = Cause(CauseKind.CALLER, None, "a cancel scope around the run was cancelled")
+CALLER = Cause(CauseKind.CALLER, None, "a cancel scope around the run was cancelled")
 _LONGEST_TURN = 0.001  # seconds of uninterrupted work after which a strand lets other tasks run
 
 
@@ -112,25 +112,26 @@ class BranchRun:
         self._rested = 0.0  # when this task last let others run
         self._scope = trio.CancelScope()  # that of the strand
 
-    async def execute(self) -> None:
+    async def execute(self) -> None:  # noqa: ASYNC910  # leaving a nursery is a checkpoint
         """Runs the branch and everything below it. Raises nothing but what is neither `Exception` nor cancellation."""
         try:
             async with trio.open_nursery() as nursery:
                 self.nursery = nursery
-                if self.cause is not None:
-                    nursery.cancel_scope.cancel(reason=str(self.cause))
+                why = self._why()
+                if why is not None:  # it was ended before it began
+                    nursery.cancel_scope.cancel(reason=str(why))
                 await self._run_strand()
-        except BaseException as raised:
-            failure = as_failure(raised)
-            if failure is not None:
-                self._background_failed(failure)
-            elif not is_cancellation(raised):
+        except BaseException as raised:  # noqa: ASYNC103
+            # Cancellation ends here, so that a thousand branches do not hand a thousand of it up through groups; if it
+            # is the caller's, the execution raises it again, once, in the caller's own task.
+            if not is_cancellation(raised) and as_failure(raised) is None:
                 self._execution.dies_of(raised, self._current)
                 raise
-            elif self._why() is None:
-                # The caller's. It ends here so that a thousand branches do not hand a thousand of it up through groups;
-                # the execution raises it again, once, in the caller's own task.
-                self._execution.interrupted = True
+            interrupted = has_cancellation(raised) and self._why() is None
+            self._execution.interrupted |= interrupted
+            failure = as_failure(raised)
+            if failure is not None:
+                self._background_failed(failure, late=interrupted)
         finally:
             self._close()
 
@@ -145,7 +146,7 @@ class BranchRun:
 
     # The strand
 
-    async def _run_strand(self) -> None:
+    async def _run_strand(self) -> None:  # noqa: ASYNC910  # _walk has one
         self._rested = trio.current_time()
         going_on = True
         while going_on:
@@ -193,12 +194,14 @@ class BranchRun:
             try:
                 condition = plan.conditions[number]
                 if condition is not None and not condition(context):
-                    record.attempts = 0
+                    record.attempts, record.started = 0, None
                     collector.settle(record, _SKIPPED, Cause(CauseKind.CONDITION, record.name, "when= said no"), now)
                     self._settled(number, record)
                     continue
                 returned = await plan.bodies[number](context)
                 output = returned if type(returned) is StageOutput else as_output(returned, record.name)
+            except trio.Cancelled:
+                raise
             except BaseException as raised:
                 failure = as_failure(raised)
                 if failure is None:
@@ -220,7 +223,7 @@ class BranchRun:
         try:
             await checkpoint_if_cancelled()
         except trio.Cancelled:
-            if self._last is not None:
+            if self._last is not None and self._last.started is not None:
                 self._last.after_cancel = True
             raise
 
@@ -236,7 +239,7 @@ class BranchRun:
     # The ways in which a stage ends, other than well
 
     async def _conclude(self, ending: StageOutput, kind: CauseKind | None = None) -> bool:
-        """Writes how the current stage ended, and does what that means for others. Returns whether the strand goes on."""
+        """Writes how the current stage ended and does what that means for others; tells whether the strand goes on."""
         record, execution = self._current, self._execution
         assert record is not None
         number = execution.shape.index[record.name]
@@ -267,8 +270,8 @@ class BranchRun:
         try:
             await self._check_cancelled()
         except trio.Cancelled:
-            # What fails while the whole run ends is only written down. But if just a branch was being ended, the failure
-            # is news to the run.
+            # What fails while the whole run ends is only written down. But if just a branch was being ended, the
+            # failure is news to the run.
             if policy is not None and execution.some_branch_ended and self._why() is not execution.ending:
                 execution.note(record, policy)
                 execution.act(cause, policy)
@@ -295,8 +298,11 @@ class BranchRun:
     def _limit(self, number: int) -> float:
         return (self._execution.plan.timeouts[number] or 0.0) + self._extended
 
-    def _background_failed(self, error: Exception) -> None:
-        """Attributes an exception that came out of the nursery to the stage that had asked for it."""
+    def _background_failed(self, error: Exception, *, late: bool) -> None:
+        """Attributes an exception that came out of the nursery to the stage that had asked for it.
+
+        If it is `late`, the caller had cancelled the run before, so it is only written down.
+        """
         execution, record = self._execution, self._current or self._lender
         if record is None:
             raise error
@@ -309,6 +315,8 @@ class BranchRun:
             execution.propagate(number, cause)
         else:
             record.error = error  # the stage itself has ended, and stays as it ended
+        if late:
+            return
         if self.cause is None:
             self.cause = cause
             execution.some_branch_ended = True
@@ -317,14 +325,15 @@ class BranchRun:
         execution.act(cause, policy)
 
     def _close(self) -> None:
-        """Settles what is left when the branch's nursery has closed: the stage that was running, and what never started."""
+        """Settles what is left when the nursery has closed: the stage that was running, and what never started."""
         self.closed = True
         execution, strand = self._execution, self.branch.strand
         collector = execution.collector
         record = self._current
         if record is not None:
-            cause = self._why() or _CALLER
-            collector.settle(record, StageState.CANCELLED, cause, trio.current_time())
+            cause = self._why() or CALLER
+            state = StageState.CANCELLED if record.error is None else StageState.FAILED
+            collector.settle(record, state, cause, trio.current_time())
             self._current = None
             self._at += 1
             execution.propagate(execution.shape.index[record.name], cause)
@@ -333,7 +342,7 @@ class BranchRun:
             if execution.branches[child] is None:
                 left += execution.unsettled_in(child)
         if left:
-            cause = self._why() or execution.drained or _CALLER
+            cause = self._why() or execution.drained or CALLER
             execution.skip_all(left, cause)
 
     def _why(self) -> Cause | None:
@@ -343,16 +352,22 @@ class BranchRun:
             for branch in execution.lineage(self):
                 if branch.cause is not None:
                     return branch.cause
-                if branch._lender is not None and branch.nursery is not None and branch.nursery.cancel_scope.cancel_called:
-                    if execution.ending is None or branch.branch.parent is not None:
-                        name = branch._lender.name
-                        return Cause(CauseKind.NURSERY, name, "the cancel scope of its nursery was cancelled")
+                if branch.branch.parent is None and execution.ending is not None:
+                    break
+                if branch._lender and branch.nursery and branch.nursery.cancel_scope.cancel_called:
+                    return Cause(CauseKind.NURSERY, branch._lender.name, "its nursery was cancelled")
         return execution.ending
 
     # What the contexts of its stages ask (`StageHost`)
 
-    def limit_of(self, stage: StagePart) -> Limit:
-        return _AttemptLimit(self, stage)
+    def deadline_of(self, stage: StagePart) -> float:
+        return min(self._scope.deadline, self.state.deadline) if self._current is stage else self.state.deadline
+
+    def extend_limit(self, stage: StagePart, seconds: float) -> None:
+        if self._current is not stage:
+            raise RuntimeError(f"stage {stage.name!r} has ended, so there is no limit to extend")
+        self._scope.deadline += seconds
+        self._extended += seconds
 
     def inputs_of(self, stage: StagePart) -> Mapping[str, StageOutput]:
         execution = self._execution
@@ -377,29 +392,4 @@ class BranchRun:
             return why.reason
         if trio.current_effective_deadline() > -math.inf:
             return None
-        return str(self._time_is_up()) if self._current and self._scope.cancel_called else _CALLER.reason
-
-
-@final
-class _AttemptLimit:
-    """The limit on a stage's current attempt, for its timer."""
-
-    __slots__ = ("_branch", "_stage")
-
-    def __init__(self, branch: BranchRun, stage: StagePart) -> None:
-        self._branch = branch
-        self._stage = stage
-
-    @property
-    def deadline(self) -> float:
-        branch = self._branch
-        if branch._current is not self._stage:
-            return branch.state.deadline
-        return min(branch._scope.deadline, branch.state.deadline)
-
-    def extend(self, seconds: float) -> None:
-        branch = self._branch
-        if branch._current is not self._stage:
-            raise RuntimeError(f"stage {self._stage.name!r} has ended, so there is no limit to extend")
-        branch._scope.deadline += seconds
-        branch._extended += seconds
+        return str(self._time_is_up()) if self._current and self._scope.cancel_called else CALLER.reason

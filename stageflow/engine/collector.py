@@ -1,14 +1,13 @@
 """The collector: where everything that happens to the stages of a run is written, the moment it happens.
 
-It is made before the first nursery of a run is opened and outlives the last. Nothing in it awaits, so a stage's end is in
-it before anybody else can run, and no nursery's way of ending can take it away again. Nothing else carries values from
-one stage to the next or to the caller.
+It is made before the first nursery of a run is opened and outlives the last. Nothing in it awaits, so a stage's end
+is in it before anybody else can run, and no nursery's way of ending can take it away again. Nothing else carries
+values from one stage to the next or to the caller.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from datetime import datetime
 from typing import TYPE_CHECKING, final
 
 from stageflow.context import OutputBag
@@ -17,6 +16,8 @@ from stageflow.frozen import FrozenDict
 from stageflow.journal import Cause, RunStatus, StageRecord, StageState
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from stageflow.graph import Shape
     from stageflow.output import StageOutput
 

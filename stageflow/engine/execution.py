@@ -8,15 +8,14 @@ however large the graph is.
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, final
 
 import trio
 from trio.lowlevel import Abort, checkpoint_if_cancelled, wait_task_rescheduled
 
-from stageflow.context.context import RunState
 from stageflow.context.ids import new_run_id
+from stageflow.context.stage_context import RunState
 from stageflow.engine.attempt import in_words
 from stageflow.engine.branch import BranchRun
 from stageflow.engine.collector import Collector
@@ -26,6 +25,8 @@ from stageflow.journal import Cause, CauseKind, RunStatus, StageRecord
 from stageflow.stages import OnFailure
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from stageflow.context import PipelineContext
     from stageflow.graph import Graph
 
@@ -39,10 +40,12 @@ class Execution:
     Attributes:
         collector: What has happened to its stages.
         state: What the contexts of its stages share.
+        trunk: The outermost branch.
         branches: The branches that have been started, by number.
         ending: Why everything is being cancelled, once it is.
         drained: Why nothing is started any more, once it is not.
         interrupted: Whether a scope around the run has cut something short.
+        reported: Whether somebody has been given the results, or the error.
         verdict: What the run will raise: the first stage whose ending counts, or a cancellation from outside.
         some_branch_ended: Whether any branch was ended on its own.
         some_nursery_lent: Whether any stage asked for its branch's nursery.
@@ -60,10 +63,12 @@ class Execution:
         "graph",
         "interrupted",
         "plan",
+        "reported",
         "shape",
         "some_branch_ended",
         "some_nursery_lent",
         "state",
+        "trunk",
         "verdict",
     )
 
@@ -82,10 +87,13 @@ class Execution:
             deadline=trio.current_effective_deadline(),
             artifacts=list(context.artifacts),
         )
+        self.trunk = BranchRun(self, self.shape.branches[TRUNK], self.shape.branch_name(TRUNK))
         self.branches: list[BranchRun | None] = [None] * len(self.shape.branches)
+        self.branches[TRUNK] = self.trunk
         self.ending: Cause | None = None
         self.drained: Cause | None = None
         self.interrupted = False
+        self.reported = False
         self.verdict: StageRecord | Cause | None = None
         self.some_branch_ended = False
         self.some_nursery_lent = False
@@ -102,10 +110,8 @@ class Execution:
         Raises:
             trio.Cancelled: A scope around the run was cancelled, and nothing had gone wrong before.
         """
-        trunk = BranchRun(self, self.shape.branches[TRUNK], self.shape.branch_name(TRUNK))
-        self.branches[TRUNK] = trunk
         try:
-            await trunk.execute()
+            await self.trunk.execute()
         finally:
             self.collector.ended = trio.current_time()
             self.collector.status = self._status()
@@ -135,15 +141,15 @@ class Execution:
     def propagate(self, number: int, cause: Cause | None) -> None:
         """Tells the stages after one that it has settled: well, or for the given cause not."""
         news: list[tuple[int, Cause | None]] = [(number, cause)]
-        for number, cause in news:  # grows on the way
-            for follower, required in self.plan.followers[number]:
+        for settled, why in news:  # grows on the way
+            for follower, required in self.plan.followers[settled]:
                 branch = self.shape.branch_of[follower]
                 if self.branches[branch] is not None or self.collector.slots[follower] is not None:
                     continue  # its join has decided already
                 self._left[follower] -= 1
-                if cause is None:
+                if why is None:
                     self._succeeded[follower] += 1
-                decision = self._decide(follower, required=required and cause is not None)
+                decision = self._decide(follower, required=required and why is not None)
                 if decision is None:
                     continue
                 if branch in self._cut_ahead:
@@ -151,11 +157,11 @@ class Execution:
                 elif decision:
                     self._launch(branch, early=self.plan.early[follower])
                 else:
-                    assert cause is not None
+                    assert why is not None
                     if self.plan.revives[branch]:
-                        self._launch(branch, absent=cause)
+                        self._launch(branch, absent=why)
                     else:
-                        news += self._skip(self.shape.branches[branch].strand, cause)
+                        news += self._skip(self.shape.branches[branch].strand, why)
 
     def _decide(self, number: int, *, required: bool) -> bool | None:
         """Whether a stage starts (`True`), never will (`False`), or still waits (`None`)."""
@@ -182,7 +188,8 @@ class Execution:
             present = tuple(name for name in names if name in self.collector.outputs)
         run = BranchRun(self, plan, self.shape.branch_name(branch), absent=absent, present=present)
         self.branches[branch] = run
-        self._task_context.run(parent.nursery.start_soon, run.execute, name=run.name)
+        nursery = parent.nursery
+        self._task_context.run(lambda: nursery.start_soon(run.execute, name=run.name))
 
     def skip_all(self, numbers: Sequence[int], cause: Cause) -> None:
         """Skips stages of a branch that has ended, and tells those beyond it."""
@@ -209,9 +216,9 @@ class Execution:
     async def at_end_of_tick(self, action: Callable[[], None]) -> None:
         """Does something after all tasks that are ready now have had their turn, and before any of them has another.
 
-        Trio runs its ready tasks in batches, in random order, and looks at deadlines between two batches. So a task that
-        waits under a deadline that has come is woken exactly between them, and what its abort function does there comes
-        after everything of this batch and before everything of the next. Shielded, for no time at all.
+        Trio runs its ready tasks in batches, in random order, and looks at deadlines between two batches. So a task
+        that waits under a deadline that has come is woken exactly between them, and what its abort function does
+        there comes after everything of this batch and before everything of the next. Shielded, for no time at all.
         """
         acted = False
 
@@ -243,9 +250,8 @@ class Execution:
         if self.ending is not None:
             return
         self.ending = cause
-        trunk = self.branches[TRUNK]
-        if trunk is not None and trunk.nursery is not None:
-            trunk.nursery.cancel_scope.cancel(reason=str(cause))
+        if self.trunk.nursery is not None:
+            self.trunk.nursery.cancel_scope.cancel(reason=str(cause))
 
     def cancel(self, reason: str) -> None:
         """Cancels everything, from outside."""
@@ -273,7 +279,7 @@ class Execution:
             run.end(cause)
 
     def dies_of(self, raised: BaseException, record: StageRecord | None) -> None:
-        """Notes that a stage raised what must not be caught, like `KeyboardInterrupt`: the run ends, whatever is declared."""
+        """Notes that a stage raised what must not be caught, like `KeyboardInterrupt`, which ends the run anyway."""
         if record is not None and record.error is None:
             record.error = raised
         self.end(Cause(CauseKind.FAILURE, None if record is None else record.name, in_words(raised)))
@@ -293,13 +299,15 @@ class Execution:
             return own
         other = self.shape.index.get(of)
         if other is None:
-            raise UnknownStageError(of, self.shape.names, where=f"cancel_branch(of=...) of stage {self.shape.names[number]!r}")
+            raise UnknownStageError(
+                of, self.shape.names, where=f"cancel_branch(of=...) of stage {self.shape.names[number]!r}"
+            )
         for run in self.lineage(own):
             if other in run.branch.strand and (run is not own or other <= number):
                 return run
         raise DefinitionError(
-            f"stage {self.shape.names[number]!r} cannot end the branch of {of!r}: that stage is not upstream on its line; "
-            f"use Run.cancel_branch() to end another branch"
+            f"stage {self.shape.names[number]!r} cannot end the branch of {of!r}: that stage is not upstream on its "
+            f"line; use Run.cancel_branch() to end another branch"
         )
 
     def lineage(self, run: BranchRun) -> Iterator[BranchRun]:

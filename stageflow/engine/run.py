@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, final
 
 import trio
 
+from stageflow.engine.branch import CALLER
 from stageflow.engine.execution import Execution
 from stageflow.engine.results import PipelineResults
 from stageflow.errors import StageExecutionError, StageTimeoutError, UnifiedPipelineCancelled
-from stageflow.journal import CauseKind, RunStatus, StageRecord
+from stageflow.journal import CauseKind, StageRecord
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from stageflow.context import PipelineContext
     from stageflow.graph import Graph
 
@@ -24,13 +26,12 @@ __all__ = ["Run", "open_run", "run_to_end"]
 class Run:
     """The handle of a run that was opened with `StageGraph.open`. It stays readable after the run has ended."""
 
-    __slots__ = ("_ended", "_execution", "_results", "_told")
+    __slots__ = ("_ended", "_execution", "_results")
 
-    def __init__(self, execution: Execution) -> None:
+    def __init__(self, execution: Execution, ended: trio.Event) -> None:
         self._execution = execution
         self._results = PipelineResults(execution.collector)
-        self._ended = trio.Event()
-        self._told = False  # whether somebody was given the error
+        self._ended = ended
 
     @property
     def id(self) -> str:
@@ -56,9 +57,9 @@ class Run:
     def cancel_branch(self, stage: str, reason: str) -> None:
         """Cancels one branch of the run, and nothing else. It never makes the run raise.
 
-        Returns at once. What runs in the branch is cancelled at its next checkpoint and its partial output kept; what has
-        not started in it is skipped; joins beyond it see their inputs from it as absent. If the branch has not started
-        yet, it will be skipped when its turn comes; if it has ended, nothing happens.
+        Returns at once. What runs in the branch is cancelled at its next checkpoint and its partial output kept; what
+        has not started in it is skipped; joins beyond it see their inputs from it as absent. If the branch has not
+        started yet, it will be skipped when its turn comes; if it has ended, nothing happens.
 
         Args:
             stage: A stage of the branch.
@@ -81,17 +82,11 @@ class Run:
             trio.Cancelled: The waiting was cancelled. The run is not touched by that.
         """
         await self._ended.wait()
-        self._told = True
+        self._execution.reported = True
         return outcome_of(self._execution)
 
     def __repr__(self) -> str:
         return f"<Run {self.id} of {self._execution.shape.pipeline!r}, {self._results.status.value}>"
-
-    async def _execute(self) -> None:
-        try:
-            await self._execution.execute()
-        finally:
-            self._ended.set()
 
 
 async def run_to_end(graph: Graph, context: PipelineContext) -> PipelineResults:
@@ -104,26 +99,33 @@ async def run_to_end(graph: Graph, context: PipelineContext) -> PipelineResults:
 @asynccontextmanager
 async def open_run(graph: Graph, context: PipelineContext) -> AsyncGenerator[Run, None]:
     """Runs a graph beside the block of an ``async with``."""
-    run = Run(Execution(graph, context))
+    execution, ended = Execution(graph, context), trio.Event()
+
+    async def execute() -> None:
+        try:
+            await execution.execute()
+        finally:
+            ended.set()
+
     raised: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(run._execute, name=f"run of {graph.name}")
+            nursery.start_soon(execute, name=f"run of {graph.name}")
             try:
-                yield run
+                yield Run(execution, ended)
             except trio.Cancelled:
                 raise  # by a scope around the block, which is around the run as well
             except BaseException as error:
                 # Kept out of the nursery, which would wrap it into a group, and raised again when the run has ended.
                 raised = error
-                run.cancel(f"the block around the run raised {type(error).__name__}")
-    except trio.Cancelled:
+                execution.cancel(f"the block around the run raised {type(error).__name__}")
+    except trio.Cancelled:  # noqa: ASYNC103
         if raised is None:
             raise
     if raised is not None:
         raise raised
-    if not run._told:
-        outcome_of(run._execution)
+    if not execution.reported:
+        outcome_of(execution)
 
 
 def outcome_of(execution: Execution) -> PipelineResults:
@@ -136,12 +138,11 @@ def outcome_of(execution: Execution) -> PipelineResults:
     collector, verdict = execution.collector, execution.verdict
     results = PipelineResults(collector)
     finished = f"{len(results)} of {len(collector.slots)} stages had finished; see .results"
-    if verdict is None and collector.status is RunStatus.INTERRUPTED:
-        reason = "a cancel scope around the run was cancelled"
-        message = f"pipeline {execution.graph.name!r} was interrupted: {reason}; {finished}"
-        raise UnifiedPipelineCancelled(message, results=results, stage=None, reason=reason)
     if verdict is None:
-        return results
+        if execution.ending is None and not execution.interrupted:
+            return results
+        # Whoever only waits for the run learns by this that it was interrupted, or killed by a KeyboardInterrupt.
+        verdict = execution.ending or CALLER
     if not isinstance(verdict, StageRecord) or verdict.error is None:
         cause = verdict.cause if isinstance(verdict, StageRecord) else verdict
         assert cause is not None
@@ -151,9 +152,7 @@ def outcome_of(execution: Execution) -> PipelineResults:
     raise _failure(execution, verdict, results, finished) from verdict.error
 
 
-def _failure(
-    execution: Execution, record: StageRecord, results: PipelineResults, finished: str
-) -> StageExecutionError:
+def _failure(execution: Execution, record: StageRecord, results: PipelineResults, finished: str) -> StageExecutionError:
     original, cause = record.error, record.cause
     assert isinstance(original, Exception)
     reason = str(original) if cause is None else cause.reason

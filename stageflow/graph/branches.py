@@ -1,15 +1,15 @@
 """Where a DAG falls into branches: a pure function from edges to regions.
 
-A stage *dominates* another if every path from the start to that other leads through it. Its *immediate dominator* is the
-nearest such stage; these make a tree, and the branches are cut from it. A stage opens a branch of its own when its
-immediate dominator has two or more children in that tree; otherwise it continues its dominator's branch. So
+A stage *dominates* another if every path from the start to that other leads through it. Its *immediate dominator* is
+the nearest such stage; these make a tree, and the branches are cut from it. A stage opens a branch of its own when
+its immediate dominator has two or more children in that tree; otherwise it continues its dominator's branch. So
 
 - a branch is a straight strand of stages with nested branches below the last of them,
 - where paths fork, each takes a branch of its own,
 - where forked paths meet again, the join is a branch below the stage at which they had forked, beside them.
 
-What ends a branch ends just what only it leads to, and whatever lies beyond is outside of it. That is what makes branches
-the regions to cancel, and, since they nest, a tree of Trio nurseries.
+What ends a branch ends just what only it leads to, and whatever lies beyond is outside of it. That is what makes
+branches the regions to cancel, and, since they nest, a tree of Trio nurseries.
 
 The tree is built in topological order: the immediate dominator of a stage is the lowest common ancestor of its
 dependencies in the tree so far (Cooper, Harvey and Kennedy, "A Simple, Fast Dominance Algorithm", 2001, which needs but
@@ -19,10 +19,12 @@ Random-Access Stack", 1983), so that neither a long chain nor a wide join is qua
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["TRUNK", "Branch", "find_branches"]
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, final
 
 import attrs
 
 from stageflow.errors import CycleError, DefinitionError, DefinitionWarning, UnknownStageError
 from stageflow.graph.branches import TRUNK, Branch, find_branches
 from stageflow.stages import Default, Join, OnFailure, StageKind, StageSpec
-
-if TYPE_CHECKING:
-    from stageflow.stages.stage import Body, Condition
+from stageflow.stages.stage import Body, Condition
 
 __all__ = ["Graph", "Plan", "Shape"]
 
@@ -173,9 +171,7 @@ def _find_cycle(by_name: Mapping[str, StageSpec], stuck: set[str]) -> list[str]:
     return [*circle, circle[0]]
 
 
-def _compile(
-    ordered: Sequence[StageSpec], shape: Shape, on_failure: OnFailure, default_timeout: float | None
-) -> Plan:
+def _compile(ordered: Sequence[StageSpec], shape: Shape, on_failure: OnFailure, default_timeout: float | None) -> Plan:
     heads = {branch.strand[0] for branch in shape.branches if branch.strand}
     followers: list[list[tuple[int, bool]]] = [[] for _ in ordered]
     for number, spec in enumerate(ordered):
@@ -192,12 +188,8 @@ def _compile(
     return Plan(
         bodies=tuple(spec.body for spec in ordered),
         conditions=tuple(spec.when for spec in ordered),
-        timeouts=tuple(
-            default_timeout if isinstance(spec.timeout, Default) else spec.timeout for spec in ordered
-        ),
-        on_failure=tuple(
-            on_failure if isinstance(spec.on_failure, Default) else spec.on_failure for spec in ordered
-        ),
+        timeouts=tuple(default_timeout if isinstance(spec.timeout, Default) else spec.timeout for spec in ordered),
+        on_failure=tuple(on_failure if isinstance(spec.on_failure, Default) else spec.on_failure for spec in ordered),
         followers=tuple(map(tuple, followers)),
         waits=tuple(len(spec.after) for spec in ordered),
         needs=tuple(_needs(spec) for spec in ordered),

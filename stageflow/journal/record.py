@@ -69,7 +69,7 @@ class CauseKind(enum.Enum):
     CALLER = "caller"
     """A cancel scope around the run was cancelled."""
     NURSERY = "nursery"
-    """The cancel scope of a branch's nursery, which a stage had asked for, was cancelled."""
+    """A branch's nursery, which a stage had asked for, was cancelled, or a task in it failed."""
 
 
 @final

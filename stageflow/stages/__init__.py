@@ -1,7 +1,7 @@
 """What a user declares: stages, and the values that say how they are run."""
 
 from stageflow.stages.policy import DEFAULT, Default, Dependency, Join, OnFailure, StageKind, optional
-from stageflow.stages.stage import Body, Runner, Stage, StageFunction, StageOptions, StageSpec, declare, stage
+from stageflow.stages.stage import Body, Runner, Stage, StageFunction, StageOptions, StageSpec, caller, declare, stage
 
 __all__ = [
     "DEFAULT",
@@ -16,6 +16,7 @@ __all__ = [
     "StageKind",
     "StageOptions",
     "StageSpec",
+    "caller",
     "declare",
     "optional",
     "stage",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Iterable
-from typing import ClassVar, Final, TypeVar, final
+from typing import ClassVar, Final, TypeVar, cast, final
 
 import attrs
 
@@ -70,8 +70,8 @@ DEFAULT: Final = Default.DEFAULT
 class Join:
     """When a stage starts, given what becomes of the stages it comes after.
 
-    The members are `ALL`, `ANY`, `ANY_SETTLED`, `QUORUM` and `SETTLED`; `n_of` makes more. Except for `ALL`, an optional
-    dependency counts like any other, for there any of them may be absent.
+    The members are `ALL`, `ANY`, `ANY_SETTLED`, `QUORUM` and `SETTLED`; `n_of` makes more. Except for `ALL`, an
+    optional dependency counts like any other, for there any of them may be absent.
 
     Attributes:
         mode: The name of the member, or ``"n_of"``.
@@ -99,7 +99,7 @@ class Join:
         Raises:
             DefinitionError: `count` is no whole number of at least 1.
         """
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        if not _is_count(count):
             raise DefinitionError(f"Join.n_of() needs a whole number of at least 1, not {count!r}")
         return Join("n_of", count)
 
@@ -119,6 +119,10 @@ class Join:
 
     def __repr__(self) -> str:
         return f"Join.n_of({self.count})" if self.mode == "n_of" else f"Join.{self.mode.upper()}"
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 Join.ALL = Join("all")
@@ -144,7 +148,9 @@ class Dependency:
 
 
 def optional(name: str) -> Dependency:
-    """An edge that need not bring anything: the stage waits for `name` to settle, and runs without its output if need be.
+    """An edge that need not bring anything.
+
+    The stage waits for `name` to settle, and runs without its output if need be.
 
     Args:
         name: The name of the stage that comes before.
@@ -155,7 +161,7 @@ def optional(name: str) -> Dependency:
     return Dependency(check_name(name, "optional()"), required=False)
 
 
-def dependencies(after: str | Dependency | Iterable[str | Dependency], stage: str) -> tuple[Dependency, ...]:
+def dependencies(after: object, stage: str) -> tuple[Dependency, ...]:
     """Reads what was written for ``after=``.
 
     Raises:
@@ -164,10 +170,10 @@ def dependencies(after: str | Dependency | Iterable[str | Dependency], stage: st
     where = f"after= of stage {stage!r}"
     if isinstance(after, (str, Dependency)):
         after = (after,)
-    elif not isinstance(after, Iterable):
+    if not isinstance(after, Iterable):
         raise DefinitionError(f"{where} takes a name, optional(name), or a sequence of these, not {after!r}")
     edges: dict[str, Dependency] = {}
-    for item in after:
+    for item in cast("Iterable[object]", after):
         edge = item if isinstance(item, Dependency) else Dependency(check_name(item, where))
         if edge.stage in edges:
             raise DefinitionError(f"{where} names {edge.stage!r} twice; once is enough")

@@ -5,13 +5,10 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict, Unpack, final, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict, Unpack, cast, final, overload, runtime_checkable
 
 import attrs
 
-from stageflow.context import StageContext
 from stageflow.errors import CycleError, DefinitionError
 from stageflow.stages.policy import (
     DEFAULT,
@@ -27,11 +24,13 @@ from stageflow.stages.policy import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
     from types import FrameType
 
+    from stageflow.context import StageContext
     from stageflow.output import StageOutput
 
-__all__ = ["Body", "Runner", "Stage", "StageFunction", "StageOptions", "StageSpec", "declare", "stage"]
+__all__ = ["Body", "Runner", "Stage", "StageFunction", "StageOptions", "StageSpec", "caller", "declare", "stage"]
 
 Body: TypeAlias = "Callable[[StageContext], Awaitable[Any]]"
 """An async function that does a stage's work."""
@@ -110,7 +109,7 @@ class StageFunction:
 
     def __init__(self, function: Body, name: str, options: Mapping[str, Any]) -> None:
         functools.update_wrapper(self, function)
-        self._function = function
+        self.function = function
         self._name = name
         self.options = dict(options)
 
@@ -122,14 +121,16 @@ class StageFunction:
     @property
     def kind(self) -> StageKind:
         """What sort of work it does."""
-        return check_member(StageKind, self.options.get("kind", StageKind.TRANSFORM), "kind")
+        kind: StageKind | str = self.options.get("kind", StageKind.TRANSFORM)
+        return check_member(StageKind, kind, "kind")
 
     async def execute(self, ctx: StageContext) -> Any:
         """Runs the function."""
-        return await self._function(ctx)
+        return await self.function(ctx)
 
     def __call__(self, ctx: StageContext) -> Awaitable[Any]:
-        return self._function(ctx)
+        """Calls the function, as if it were not decorated."""
+        return self.function(ctx)
 
     def __repr__(self) -> str:
         return f"<stage {self._name!r}>"
@@ -142,7 +143,8 @@ class StageOptions(TypedDict, total=False):
         kind: What sort of work it does. Shown; a `StageKind.ROUTE` is known to choose between its successors.
         after: The stages it comes after: a name, `optional` of a name, or a sequence of these.
         join: When it starts, given what becomes of those: a `Join` or its lower-case name.
-        when: A plain function of the stage's context, asked before the body is entered. If it gives something false, the
+        when: A plain function of the stage's context, asked before the body is entered. If it gives something false,
+        the
             stage is skipped; if it raises, the stage has failed.
         timeout: The limit on one attempt, in seconds. `None` is no limit; 0 expires at the first checkpoint.
         on_failure: What its failure means for the rest of the run: an `OnFailure` or its lower-case name.
@@ -181,14 +183,22 @@ def stage(
     """
 
     def decorate(function: Body) -> StageFunction:
-        title = name or getattr(function, "__name__", "")
-        declare(title, function, options, sys._getframe(1))
+        title = str(name or getattr(function, "__name__", ""))
+        declare(title, function, options, caller())
         return StageFunction(function, title, options)
 
     return decorate if function is None else decorate(function)
 
 
-def declare(name: object, runner: Any, options: Mapping[str, Any], frame: FrameType) -> StageSpec:
+def caller() -> FrameType | None:
+    """Gives the frame from which the function was called that asks, if this Python can tell."""
+    frame = inspect.currentframe()
+    for _ in range(2):
+        frame = None if frame is None else frame.f_back
+    return frame
+
+
+def declare(name: object, runner: Any, options: Mapping[str, Any], frame: FrameType | None) -> StageSpec:
     """Checks a declaration and gives what it says.
 
     Args:
@@ -217,7 +227,7 @@ def declare(name: object, runner: Any, options: Mapping[str, Any], frame: FrameT
         raise CycleError([title, title])
     if join.count > len(edges):
         raise DefinitionError(f"stage {title!r} waits for {join.count} of {len(edges)} stages, which cannot happen")
-    when = given.get("when")
+    when: Condition | None = given.get("when")
     if when is not None and (not callable(when) or inspect.iscoroutinefunction(when)):
         raise DefinitionError(f"when= of stage {title!r} takes a plain function of the context, not {when!r}")
     timeout: float | Default | None = given.get("timeout", DEFAULT)
@@ -234,27 +244,29 @@ def declare(name: object, runner: Any, options: Mapping[str, Any], frame: FrameT
         on_failure=on_failure
         if isinstance(on_failure, Default)
         else check_member(OnFailure, on_failure, f"on_failure of stage {title!r}"),
-        declared_at=(frame.f_code.co_filename, frame.f_lineno),
+        declared_at=None if frame is None else (frame.f_code.co_filename, frame.f_lineno),
     )
 
 
 def _body(runner: Any, name: str) -> Body:
     """Gives the async function of one argument that is meant by a runner."""
     if isinstance(runner, StageFunction):
-        return runner._function
-    if inspect.isclass(runner):
-        if not inspect.iscoroutinefunction(getattr(runner, "execute", None)):
+        return runner.function
+    execute: Any = getattr(runner, "execute", None)
+    if isinstance(runner, type):
+        if not inspect.iscoroutinefunction(execute):
             raise DefinitionError(f"stage {name!r}: class {runner.__qualname__} has no `async def execute(self, ctx)`")
         _check_arguments(runner, (), name, "instantiated without arguments, once per run")
-        _check_arguments(runner.execute, (None, None), name, "called with the context")
+        _check_arguments(execute, (None, None), name, "called with the context")
+        make: Callable[[], Any] = runner
 
         async def instantiate_and_execute(ctx: StageContext) -> Any:
-            return await runner().execute(ctx)
+            return await make().execute(ctx)
 
         return instantiate_and_execute
-    execute = getattr(runner, "execute", None)
-    if execute is None and callable(runner):
-        execute = runner if inspect.isroutine(runner) or isinstance(runner, functools.partial) else runner.__call__
+    if execute is None:
+        plain = inspect.isroutine(runner) or isinstance(runner, functools.partial)
+        execute = runner if plain else getattr(cast("object", runner), "__call__", None)  # noqa: B004
     if inspect.isasyncgenfunction(execute):
         raise DefinitionError(f"stage {name!r} is an async generator; return once, and save_partial() on the way")
     if not inspect.iscoroutinefunction(execute):
@@ -262,7 +274,8 @@ def _body(runner: Any, name: str) -> Body:
             f"stage {name!r} needs an async function, or an object with `async def execute(self, ctx)`, not {runner!r}"
         )
     _check_arguments(execute, (None,), name, "called with the context")
-    return execute
+    body: Body = execute
+    return body
 
 
 def _check_arguments(function: Callable[..., Any], arguments: tuple[None, ...], name: str, how: str) -> None:

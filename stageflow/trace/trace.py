@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+from datetime import datetime
+from typing import final
 
 import attrs
 
-if TYPE_CHECKING:
-    from datetime import datetime
-
-    from stageflow.graph import Shape
-    from stageflow.journal import RunStatus, StageRecord
+from stageflow.graph import Shape
+from stageflow.journal import RunStatus, StageRecord
 
 __all__ = ["Trace"]
 
