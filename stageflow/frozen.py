@@ -8,7 +8,7 @@ them: a lock against mistakes, not against intent.
 
 from __future__ import annotations
 
-from typing import Any, Generic, NoReturn, TypeVar, final
+from typing import Any, Generic, NoReturn, TypeVar, cast, final
 
 __all__ = ["FrozenDict", "FrozenList", "freeze"]
 
@@ -99,7 +99,7 @@ _Pending = list[tuple[Any, Any]]  # (shell, what it is to hold)
 
 
 def _shell(value: Any, memo: dict[int, Any], pending: _Pending) -> Any:
-    kind: Any = type(value)
+    kind = cast("Any", type(value))
     if kind in _LEAVES:
         return value
     if kind is dict or kind is list:

@@ -64,7 +64,7 @@ class StageOutput:
             TypeError: There are fields, but `data` is no mapping that they could be added to.
         """
         if data is None:
-            return cls(StageStatus.OK, FrozenDict(fields) if fields else _NOTHING)
+            return cls(StageStatus.OK, FrozenDict(fields)) if fields else NOTHING
         if fields:
             if not isinstance(data, Mapping):
                 raise TypeError(f"fields can be added to a mapping only, not to {type(data).__name__!r}")

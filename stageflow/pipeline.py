@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack, cast, final, overload
 
 import attrs
@@ -284,7 +284,7 @@ async def run_stage(
     return StageOutput.cancel_branch(reason)
 
 
-def _giver(output: StageOutput | Mapping[str, Any]) -> Callable[[StageContext], Awaitable[Any]]:
+def _giver(output: StageOutput | Mapping[str, Any]) -> Callable[[StageContext], Coroutine[Any, Any, Any]]:
     async def give(_: StageContext) -> StageOutput | Mapping[str, Any]:
         return output  # noqa: ASYNC910  # the engine has checkpoints enough
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, final
 
@@ -21,11 +20,10 @@ class OutputBag(Mapping[str, T]):
     iterating goes over the names that were there when it began. Names come in the order in which they were written.
     """
 
-    __slots__ = ("_lock", "_outputs")
+    __slots__ = ("_outputs",)
 
     def __init__(self) -> None:
         self._outputs: dict[str, T] = {}
-        self._lock = threading.Lock()
 
     def put(self, name: str, output: T) -> None:
         """Writes an output.
@@ -33,10 +31,9 @@ class OutputBag(Mapping[str, T]):
         Raises:
             OutputConflictError: There is one under that name; it stays as it is.
         """
-        with self._lock:
-            if name in self._outputs:
-                raise OutputConflictError(name)
-            self._outputs[name] = output
+        # Of two threads that get past the first check, the dict lets one win, and the second check tells the other.
+        if name in self._outputs or self._outputs.setdefault(name, output) is not output:
+            raise OutputConflictError(name)
 
     def __getitem__(self, name: str) -> T:
         return self._outputs[name]

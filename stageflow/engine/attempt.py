@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Coroutine, Mapping
+from typing import Any, Self, cast, final
 
 import attrs
 import trio
@@ -12,7 +12,45 @@ from stageflow.errors import ContractViolation
 from stageflow.frozen import freeze
 from stageflow.output import NOTHING, StageOutput, StageStatus
 
-__all__ = ["as_failure", "as_output", "has_cancellation", "in_words", "is_cancellation"]
+__all__ = ["Suspended", "as_failure", "as_output", "has_cancellation", "in_words", "is_cancellation"]
+
+
+@final
+class Suspended:
+    """The rest of a coroutine whose first step was taken by hand, to be awaited.
+
+    A body that returns at once needs no preparation for waiting, so the engine takes the first step itself and prepares
+    only if there is a second (the idea of `asyncio.eager_task_factory`). The generator protocol goes straight to the
+    coroutine, and so do those who look down a task's stack for the frame that waits.
+    """
+
+    __slots__ = ("_coroutine", "_trap", "close", "send", "throw")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], trap: Any) -> None:
+        self._coroutine: Any = coroutine
+        self._trap = trap
+        self.send = coroutine.send
+        self.throw = coroutine.throw
+        self.close = coroutine.close
+
+    def __await__(self) -> Self:
+        return self
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        return self._trap
+
+    @property
+    def cr_frame(self) -> Any:
+        """The coroutine's frame."""
+        return self._coroutine.cr_frame
+
+    @property
+    def cr_await(self) -> Any:
+        """What the coroutine waits for."""
+        return self._coroutine.cr_await
 
 
 def as_output(returned: object, stage: str) -> StageOutput:
@@ -21,7 +59,7 @@ def as_output(returned: object, stage: str) -> StageOutput:
     Raises:
         ContractViolation: It is nothing that a stage may return.
     """
-    if isinstance(returned, StageOutput):
+    if type(returned) is StageOutput:
         return returned
     if returned is None:
         return NOTHING

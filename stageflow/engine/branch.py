@@ -33,7 +33,7 @@ import trio
 from trio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from stageflow.context import StageContext
-from stageflow.engine.attempt import as_failure, as_output, has_cancellation, in_words, is_cancellation
+from stageflow.engine.attempt import Suspended, as_failure, as_output, has_cancellation, in_words, is_cancellation
 from stageflow.engine.collector import Inputs
 from stageflow.errors import ContractViolation, DefinitionError
 from stageflow.journal import Cause, CauseKind, StageRecord, StageState
@@ -49,7 +49,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CALLER", "BranchRun"]
 
-_OK, _SKIPPED = StageStatus.OK, StageState.SKIPPED
+_OK = StageStatus.OK
+_CONDITION = StageOutput(StageStatus.SKIP, reason="when= said no")
 CALLER = Cause(CauseKind.CALLER, None, "a cancel scope around the run was cancelled")
 _LONGEST_TURN = 0.001  # seconds of uninterrupted work after which a strand lets other tasks run
 
@@ -69,12 +70,14 @@ class BranchRun:
 
     __slots__ = (
         "_absent",
+        "_armed",
         "_at",
         "_current",
+        "_due",
         "_execution",
-        "_extended",
         "_last",
         "_lender",
+        "_limit",
         "_present",
         "_rested",
         "_scope",
@@ -108,18 +111,19 @@ class BranchRun:
         self._current: StageRecord | None = None  # the stage that is running
         self._last: StageRecord | None = None  # the stage that ended last
         self._lender: StageRecord | None = None  # the stage that asked for the nursery last
-        self._extended = 0.0  # by how much the current stage moved its limit
         self._rested = 0.0  # when this task last let others run
-        self._scope = trio.CancelScope()  # that of the strand
+        self._scope: trio.CancelScope  # that of the strand
+        self._armed = math.inf  # its deadline
+        self._limit: float | None = None  # the limit on the current stage
+        self._due = math.inf  # when that is reached
 
     async def execute(self) -> None:  # noqa: ASYNC910  # leaving a nursery is a checkpoint
         """Runs the branch and everything below it. Raises nothing but what is neither `Exception` nor cancellation."""
         try:
             async with trio.open_nursery() as nursery:
                 self.nursery = nursery
-                why = self._why()
-                if why is not None:  # it was ended before it began
-                    nursery.cancel_scope.cancel(reason=str(why))
+                if self.cause is not None or self._execution.ending is not None:  # it was ended before it began
+                    nursery.cancel_scope.cancel(reason=str(self._why()))
                 await self._run_strand()
         except BaseException as raised:  # noqa: ASYNC103
             # Cancellation ends here, so that a thousand branches do not hand a thousand of it up through groups; if it
@@ -147,12 +151,13 @@ class BranchRun:
     # The strand
 
     async def _run_strand(self) -> None:  # noqa: ASYNC910  # _walk has one
-        self._rested = trio.current_time()
         going_on = True
         while going_on:
             ending: StageOutput | None = None
-            with trio.CancelScope() as self._scope:
-                ending = await self._walk()
+            self._rested = now = trio.current_time()
+            self._armed = now + self._first_limit()
+            with trio.CancelScope(deadline=self._armed) as self._scope:
+                ending = await self._walk(now)
             if not self._scope.cancelled_caught:
                 if ending is None:
                     break  # the strand is done, or the run starts nothing any more
@@ -163,69 +168,89 @@ class BranchRun:
         if self.branch.parent is None and not self.branch.strand:
             self._execution.launch_roots()
 
-    async def _walk(self) -> StageOutput | None:
-        """Runs stages until the strand is done (`None`), or until one ends in a way that is to be concluded."""
-        execution = self._execution
-        collector, plan, strand, scope = execution.collector, execution.plan, self.branch.strand, self._scope
-        while self._at < len(strand):
-            await self._check_cancelled()
-            if execution.drained is not None:
-                return None
-            number = strand[self._at]
-            now = trio.current_time()
-            if now - self._rested >= _LONGEST_TURN:
-                await checkpoint()
-                self._rested = now = trio.current_time()
-            if self._absent is not None and not plan.starts_bare[number]:
-                skipped = collector.skip(number, self._absent, now)
-                self._settled(number, skipped)
-                continue
+    def _first_limit(self) -> float:
+        """The limit to make the scope with: a short one is better set when the stage is there."""
+        if self._at == len(self.branch.strand):
+            return math.inf
+        limit = self._execution.plan.timeouts[self.branch.strand[self._at]]
+        return limit if limit is not None and limit > _LONGEST_TURN else math.inf
 
-            self._current = record = collector.begin(number, self.name, now)
-            self._extended = 0.0
-            timeout = plan.timeouts[number]
-            if timeout:
-                scope.deadline = now + timeout
-            elif timeout is None:
-                scope.deadline = math.inf
-            else:
-                scope.cancel(reason=f"stage {record.name!r} has a limit of 0 s")
-            context = StageContext(self, record)
-            try:
-                condition = plan.conditions[number]
-                if condition is not None and not condition(context):
-                    record.attempts, record.started = 0, None
-                    collector.settle(record, _SKIPPED, Cause(CauseKind.CONDITION, record.name, "when= said no"), now)
-                    self._settled(number, record)
-                    continue
-                returned = await plan.bodies[number](context)
-                output = returned if type(returned) is StageOutput else as_output(returned, record.name)
-            except trio.Cancelled:
-                raise
-            except BaseException as raised:
-                failure = as_failure(raised)
-                if failure is None:
-                    raise
-                return StageOutput(StageStatus.FAIL, reason=in_words(failure), error=failure)
+    async def _walk(self, now: float) -> StageOutput | None:
+        """Runs stages until the strand is done (`None`), or until one ends in a way that is to be concluded.
 
-            if output.status is _OK:
-                collector.succeed(record, output, trio.current_time())
-            elif output.status is StageStatus.SKIP:
-                cause = Cause(CauseKind.SKIP, record.name, output.reason or "")
-                collector.settle(record, _SKIPPED, cause, trio.current_time())
-            else:
-                return output
-            self._settled(number, record)
-        await self._check_cancelled()
-        return None
-
-    async def _check_cancelled(self) -> None:
+        This is the loop in which all the time goes, hence one function, and no call that can be done without.
+        """
+        execution, strand = self._execution, self.branch.strand
+        collector, plan = execution.collector, execution.plan
         try:
-            await checkpoint_if_cancelled()
+            while True:
+                await checkpoint_if_cancelled()
+                if self._at == len(strand) or execution.drained is not None:
+                    return None
+                if now - self._rested >= _LONGEST_TURN:
+                    self._last = None  # a cancellation that comes now did not come while it ran
+                    await checkpoint()
+                    self._rested = now = trio.current_time()
+                number = strand[self._at]
+                if self._absent is not None and not plan.starts_bare[number]:
+                    self._settled(number, collector.skip(number, self._absent, now))
+                    continue
+
+                self._current = record = collector.begin(number, self.name, now)
+                self._limit = limit = plan.timeouts[number]
+                self._due = due = math.inf if limit is None else now + limit
+                if due != self._armed and not 0.0 < due - self._armed <= _LONGEST_TURN:
+                    self._arm()
+                try:
+                    context = StageContext(self, record)
+                    condition = plan.conditions[number]
+                    if condition is None or condition(context):
+                        body = plan.bodies[number](context)
+                        try:
+                            trap = body.send(None)
+                        except StopIteration as returned:
+                            output = as_output(returned.value, record.name)
+                        else:
+                            if due != self._armed:
+                                self._arm()
+                            output = as_output(await Suspended(body, trap), record.name)
+                    else:
+                        record.attempts, record.started = 0, None
+                        output = _CONDITION
+                except trio.Cancelled:
+                    raise
+                except BaseException as raised:
+                    failure = as_failure(raised)
+                    if failure is None:
+                        raise
+                    return StageOutput(StageStatus.FAIL, reason=in_words(failure), error=failure)
+
+                now = trio.current_time()
+                if output.status is _OK:
+                    collector.succeed(record, output, now)
+                elif output.status is StageStatus.SKIP:
+                    kind = CauseKind.CONDITION if output is _CONDITION else CauseKind.SKIP
+                    collector.settle(record, StageState.SKIPPED, Cause(kind, record.name, output.reason or ""), now)
+                else:
+                    return output
+                self._settled(number, record)
         except trio.Cancelled:
-            if self._last is not None and self._last.started is not None:
+            if self._current is None and self._last is not None and self._last.started is not None:
                 self._last.after_cancel = True
             raise
+
+    def _arm(self) -> None:
+        """Puts the scope's deadline where the limit on the current stage is.
+
+        That is the dearest step of a stage that returns at once, so it is put off until the body waits for something.
+        Until then the deadline may be that of a stage before, which is too early, but by a millisecond at most, and
+        cannot take effect.
+        """
+        self._armed = self._due
+        if self._limit == 0:
+            self._scope.cancel(reason="a limit of 0 s")  # which shows at the first checkpoint, whatever the clock says
+        else:
+            self._scope.deadline = self._due
 
     def _settled(self, number: int, record: StageRecord) -> None:
         """Goes on to the next stage after one has settled."""
@@ -254,7 +279,7 @@ class BranchRun:
             if kind is None:
                 kind = CauseKind.CONTRACT if isinstance(ending.error, ContractViolation) else CauseKind.FAILURE
             if kind is CauseKind.TIMEOUT:
-                record.limit = self._limit(number)
+                record.limit = self._limit
             cause = Cause(kind, record.name, ending.reason or "")
             execution.collector.fail(record, cause, ending, now)
             policy: OnFailure | None = execution.plan.on_failure[number]
@@ -268,8 +293,9 @@ class BranchRun:
         self._absent = cause
         self._at += 1
         try:
-            await self._check_cancelled()
+            await checkpoint_if_cancelled()
         except trio.Cancelled:
+            record.after_cancel = True
             # What fails while the whole run ends is only written down. But if just a branch was being ended, the
             # failure is news to the run.
             if policy is not None and execution.some_branch_ended and self._why() is not execution.ending:
@@ -292,11 +318,7 @@ class BranchRun:
         return False
 
     def _time_is_up(self) -> TimeoutError:
-        limit = self._limit(self.branch.strand[self._at])
-        return TimeoutError(f"ran longer than its limit of {limit:g} s")
-
-    def _limit(self, number: int) -> float:
-        return (self._execution.plan.timeouts[number] or 0.0) + self._extended
+        return TimeoutError(f"ran longer than its limit of {self._limit or 0.0:g} s")
 
     def _background_failed(self, error: Exception, *, late: bool) -> None:
         """Attributes an exception that came out of the nursery to the stage that had asked for it.
@@ -327,9 +349,11 @@ class BranchRun:
     def _close(self) -> None:
         """Settles what is left when the nursery has closed: the stage that was running, and what never started."""
         self.closed = True
-        execution, strand = self._execution, self.branch.strand
+        record, strand = self._current, self.branch.strand
+        if record is None and self._at == len(strand) and not self.branch.children:
+            return
+        execution = self._execution
         collector = execution.collector
-        record = self._current
         if record is not None:
             cause = self._why() or CALLER
             state = StageState.CANCELLED if record.error is None else StageState.FAILED
@@ -361,13 +385,15 @@ class BranchRun:
     # What the contexts of its stages ask (`StageHost`)
 
     def deadline_of(self, stage: StagePart) -> float:
-        return min(self._scope.deadline, self.state.deadline) if self._current is stage else self.state.deadline
+        return min(self._due, self.state.deadline) if self._current is stage else self.state.deadline
 
     def extend_limit(self, stage: StagePart, seconds: float) -> None:
         if self._current is not stage:
             raise RuntimeError(f"stage {stage.name!r} has ended, so there is no limit to extend")
-        self._scope.deadline += seconds
-        self._extended += seconds
+        if self._limit:
+            self._limit += seconds
+            self._due += seconds
+            self._arm()
 
     def inputs_of(self, stage: StagePart) -> Mapping[str, StageOutput]:
         execution = self._execution

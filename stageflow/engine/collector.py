@@ -98,7 +98,7 @@ class Collector:
         """Gives the record of a stage; a new one, in state PENDING, if nothing has happened to it yet."""
         record = self.slots[number]
         if record is None:
-            return StageRecord(self.shape.names[number], self.shape.branch_name(self.shape.branch_of[number]))
+            return StageRecord(self.shape.names[number], self.shape.branch_names[self.shape.branch_of[number]])
         return record
 
     def missing(self, name: str) -> MissingOutputError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextvars
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import trio
 from trio.lowlevel import Abort, checkpoint_if_cancelled, wait_task_rescheduled
@@ -87,7 +87,7 @@ class Execution:
             deadline=trio.current_effective_deadline(),
             artifacts=list(context.artifacts),
         )
-        self.trunk = BranchRun(self, self.shape.branches[TRUNK], self.shape.branch_name(TRUNK))
+        self.trunk = BranchRun(self, self.shape.branches[TRUNK], self.shape.branch_names[TRUNK])
         self.branches: list[BranchRun | None] = [None] * len(self.shape.branches)
         self.branches[TRUNK] = self.trunk
         self.ending: Cause | None = None
@@ -140,56 +140,56 @@ class Execution:
 
     def propagate(self, number: int, cause: Cause | None) -> None:
         """Tells the stages after one that it has settled: well, or for the given cause not."""
+        branches, slots, branch_of = self.branches, self.collector.slots, self.shape.branch_of
         news: list[tuple[int, Cause | None]] = [(number, cause)]
         for settled, why in news:  # grows on the way
             for follower, required in self.plan.followers[settled]:
-                branch = self.shape.branch_of[follower]
-                if self.branches[branch] is not None or self.collector.slots[follower] is not None:
+                branch = branch_of[follower]
+                if branches[branch] is not None or slots[follower] is not None:
                     continue  # its join has decided already
                 self._left[follower] -= 1
                 if why is None:
                     self._succeeded[follower] += 1
-                decision = self._decide(follower, required=required and why is not None)
-                if decision is None:
-                    continue
-                if branch in self._cut_ahead:
-                    news += self._skip(self.unsettled_in(branch), self._cut_ahead[branch])
-                elif decision:
-                    self._launch(branch, early=self.plan.early[follower])
+                    decision = self._decide(follower)
                 else:
-                    assert why is not None
-                    if self.plan.revives[branch]:
-                        self._launch(branch, absent=why)
-                    else:
-                        news += self._skip(self.shape.branches[branch].strand, why)
+                    decision = False if required else self._decide(follower)
+                if decision is not None:
+                    news += self._start_or_skip(branch, follower, why if decision is False else None)
 
-    def _decide(self, number: int, *, required: bool) -> bool | None:
+    def _decide(self, number: int) -> bool | None:
         """Whether a stage starts (`True`), never will (`False`), or still waits (`None`)."""
-        if required:
-            return False
-        left, succeeded, needs = self._left[number], self._succeeded[number], self.plan.needs[number]
+        left, needs = self._left[number], self.plan.needs[number]
         if left and not self.plan.early[number]:
             return None
-        if succeeded >= needs:
+        missing = needs - self._succeeded[number]
+        if missing <= 0:
             return True
-        return False if succeeded + left < needs else None
+        return False if missing > left else None
+
+    def _start_or_skip(self, branch: int, head: int, absent: Cause | None) -> list[tuple[int, Cause | None]]:
+        """Does what the join of a branch's first stage has decided, and gives the stages that were skipped."""
+        if self._cut_ahead and branch in self._cut_ahead:
+            return self._skip(self.unsettled_in(branch), self._cut_ahead[branch])
+        if absent is None or self.plan.revives[branch]:
+            self._launch(branch, absent=absent, early=absent is None and self.plan.early[head])
+            return []
+        return self._skip(self.shape.branches[branch].strand, absent)
 
     def _launch(self, branch: int, *, absent: Cause | None = None, early: bool = False) -> None:
         if self.ending is not None or self.drained is not None:
             return  # whoever closes around it will settle it
         plan = self.shape.branches[branch]
-        assert plan.parent is not None
-        parent = self.branches[plan.parent]
+        parent = self.branches[plan.parent or TRUNK]
         assert parent is not None
         assert parent.nursery is not None
         present: tuple[str, ...] | None = None
         if early:
             names = (self.shape.names[other] for other in self.shape.dependencies[plan.strand[0]])
             present = tuple(name for name in names if name in self.collector.outputs)
-        run = BranchRun(self, plan, self.shape.branch_name(branch), absent=absent, present=present)
-        self.branches[branch] = run
-        nursery = parent.nursery
-        self._task_context.run(lambda: nursery.start_soon(run.execute, name=run.name))
+        name = self.shape.branch_names[branch]
+        self.branches[branch] = run = BranchRun(self, plan, name, absent=absent, present=present)
+        start: Any = parent.nursery.start_soon  # mypy cannot see its signature through Context.run
+        self._task_context.run(start, run.execute, name=name)
 
     def skip_all(self, numbers: Sequence[int], cause: Cause) -> None:
         """Skips stages of a branch that has ended, and tells those beyond it."""

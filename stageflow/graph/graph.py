@@ -31,6 +31,7 @@ class Shape:
         dependencies: For every stage, those it comes after.
         branches: The branches, the trunk first.
         branch_of: For every stage, its branch.
+        branch_names: The names of the branches: that of the first stage, or ``"trunk"``.
     """
 
     pipeline: str
@@ -39,10 +40,7 @@ class Shape:
     dependencies: tuple[tuple[int, ...], ...]
     branches: tuple[Branch, ...]
     branch_of: tuple[int, ...]
-
-    def branch_name(self, branch: int) -> str:
-        """The name of a branch: that of its first stage, or ``"trunk"``."""
-        return "trunk" if branch == TRUNK else self.names[self.branches[branch].strand[0]]
+    branch_names: tuple[str, ...]
 
 
 @final
@@ -121,6 +119,7 @@ class Graph:
             dependencies=needed,
             branches=branches,
             branch_of=tuple(branch_of),
+            branch_names=("trunk", *(ordered[branch.strand[0]].name for branch in branches[1:])),
         )
         self.plan = _compile(ordered, self.shape, on_failure, default_timeout)
         _warn_of_exclusive_joins(ordered, self.shape)

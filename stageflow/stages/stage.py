@@ -24,7 +24,7 @@ from stageflow.stages.policy import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
     from types import FrameType
 
     from stageflow.context import StageContext
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Body", "Runner", "Stage", "StageFunction", "StageOptions", "StageSpec", "caller", "declare", "stage"]
 
-Body: TypeAlias = "Callable[[StageContext], Awaitable[Any]]"
+Body: TypeAlias = "Callable[[StageContext], Coroutine[Any, Any, Any]]"
 """An async function that does a stage's work."""
 Condition: TypeAlias = "Callable[[StageContext], bool]"
 """What ``when=`` takes."""
@@ -128,7 +128,7 @@ class StageFunction:
         """Runs the function."""
         return await self.function(ctx)
 
-    def __call__(self, ctx: StageContext) -> Awaitable[Any]:
+    def __call__(self, ctx: StageContext) -> Coroutine[Any, Any, Any]:
         """Calls the function, as if it were not decorated."""
         return self.function(ctx)
 
@@ -266,7 +266,7 @@ def _body(runner: Any, name: str) -> Body:
         return instantiate_and_execute
     if execute is None:
         plain = inspect.isroutine(runner) or isinstance(runner, functools.partial)
-        execute = runner if plain else getattr(cast("object", runner), "__call__", None)  # noqa: B004
+        execute = cast("Any", runner) if plain else getattr(cast("object", runner), "__call__", None)  # noqa: B004
     if inspect.isasyncgenfunction(execute):
         raise DefinitionError(f"stage {name!r} is an async generator; return once, and save_partial() on the way")
     if not inspect.iscoroutinefunction(execute):
@@ -274,8 +274,22 @@ def _body(runner: Any, name: str) -> Body:
             f"stage {name!r} needs an async function, or an object with `async def execute(self, ctx)`, not {runner!r}"
         )
     _check_arguments(execute, (None,), name, "called with the context")
-    body: Body = execute
-    return body
+    if _is_native(execute):
+        body: Body = execute
+        return body
+
+    async def call_and_await(ctx: StageContext) -> Any:
+        return await execute(ctx)
+
+    return call_and_await
+
+
+def _is_native(function: Any) -> bool:
+    """Whether it was written with ``async def``; others are only marked as if they were, and may give any awaitable."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    return code is not None and bool(code.co_flags & inspect.CO_COROUTINE)
 
 
 def _check_arguments(function: Callable[..., Any], arguments: tuple[None, ...], name: str, how: str) -> None:

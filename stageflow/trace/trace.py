@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import attrs
 
 from stageflow.graph import Shape
 from stageflow.journal import RunStatus, StageRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console, ConsoleOptions
+    from rich.text import Text
 
 __all__ = ["Trace"]
 
@@ -16,7 +22,10 @@ __all__ = ["Trace"]
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Trace:
-    """The records of a run as something one looks at.
+    """The records of a run as something one looks at: ``rich.print(results.trace)``.
+
+    Taking one costs next to nothing; all the work is done when it is printed. The trace of a run that still goes shows
+    how far it is at that moment.
 
     Attributes:
         shape: Names and branches of the graph.
@@ -35,3 +44,8 @@ class Trace:
     began_at: datetime
     started: float
     ended: float | None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        from stageflow.trace.tree import draw  # noqa: PLC0415 - brings rich along, which only those need who look
+
+        return draw(self, options)

@@ -1,0 +1,133 @@
+"""The errors of a run with their tracebacks, trimmed to what their reader has written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sysconfig
+import textwrap
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+from rich.text import Text
+
+from stageflow.trace.words import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from stageflow.journal import StageRecord
+
+__all__ = ["draw_errors", "says_more", "trimmed"]
+
+_ENGINE = (f"{Path(__file__).parents[1]}{os.sep}", f"{Path(trio.__file__).parent}{os.sep}")
+_INSTALLED = ("site-packages", "dist-packages")
+_STANDARD = tuple(
+    f"{Path(path).resolve()}{os.sep}" for key in ("stdlib", "platstdlib") if (path := sysconfig.get_path(key))
+)
+_ERRORS = 3  # shown with their tracebacks
+_LINES = 36  # of all tracebacks together
+
+
+def draw_errors(records: Sequence[StageRecord], width: int) -> Iterator[Text]:
+    """Draws those errors of a run of which there is more to say than a line, the first ones first."""
+    failed = [record for record in records if record.error is not None and says_more(record.error)]
+    failed.sort(key=lambda record: len(records) if record.place is None else record.place)
+    most = _LINES // max(1, min(len(failed), _ERRORS))
+    for record in failed[:_ERRORS]:
+        assert record.error is not None
+        yield Text()
+        yield Text.assemble(("✗ ", "bold red"), (one_line(record.name), "bold"), no_wrap=True, overflow="ellipsis")
+        lines = trimmed(record.error)
+        if len(lines) > most:
+            left_out = len(lines) - most + 1
+            lines[most // 3 : most // 3 + left_out] = [f"… {left_out} more lines"]
+        for line in lines:
+            yield from _fitted(line, width)
+    if len(failed) > _ERRORS:
+        yield Text(f"\n… {len(failed) - _ERRORS:,} more errors; see .error of the records", "italic")
+
+
+def says_more(error: BaseException) -> bool:
+    """Whether there is more to an error than its type and a short message."""
+    lines = trimmed(error)
+    return len(lines) > 1 or len(lines[0]) > 100
+
+
+def _fitted(line: str, width: int) -> Iterator[Text]:
+    """Gives a line of a traceback: what is code is cut off at the right margin, what are words goes on below."""
+    margin, text = "  ", line
+    if text.lstrip().startswith("| "):  # in a group
+        margin += text[: text.index("| ") + 2]
+        text = text[text.index("| ") + 2 :]
+    if text.startswith("  "):
+        style = "bright_black" if text.lstrip().startswith("File ") else "default"
+        yield Text.assemble(margin, (text, style), no_wrap=True, overflow="ellipsis")
+        return
+    for part in textwrap.wrap(text, max(20, width - len(margin)), break_on_hyphens=False) or [""]:
+        yield Text(f"{margin}{part}".rstrip(), no_wrap=True, overflow="ellipsis")
+
+
+def trimmed(error: BaseException) -> list[str]:
+    """Gives an error as Python prints it, with the frames of the user's code only, in groups and causes as well.
+
+    What is installed, Python's own library, Trio and stageflow are left out, except for the package that the stage
+    itself belongs to.
+
+    Returns:
+        Its lines. One line means that there is nothing to see but type and message.
+    """
+    whole = traceback.TracebackException.from_exception(error)
+    own = _package_of(whole.stack)
+    for part in _parts(whole):
+        part.stack = traceback.StackSummary.from_list(
+            [_relative(frame) for frame in part.stack if _is_users(frame.filename, own)]
+        )
+    lines = "".join(whole.format()).rstrip().splitlines()
+    if not whole.stack and lines and lines[0].startswith("Traceback"):
+        del lines[0]  # there is none left
+    return lines or [type(error).__name__]
+
+
+def _parts(whole: traceback.TracebackException) -> Iterator[traceback.TracebackException]:
+    """An error, its causes, and the members of groups."""
+    todo = [whole]
+    while todo:
+        part = todo.pop()
+        yield part
+        todo += [linked for linked in (part.__cause__, part.__context__) if linked is not None]
+        todo += getattr(part, "exceptions", None) or []
+
+
+def _package_of(stack: traceback.StackSummary) -> str | None:
+    """The directory of the installed package that a stage belongs to, if it is an installed one."""
+    for frame in stack:
+        if not frame.filename.startswith(_ENGINE):
+            return _installed_package(frame.filename)
+    return None
+
+
+def _installed_package(filename: str) -> str | None:
+    parts = Path(filename).parts
+    for place, part in enumerate(parts):
+        if part in _INSTALLED:
+            return str(Path(*parts[: place + 2]))
+    return None
+
+
+def _is_users(filename: str, own: str | None) -> bool:
+    if filename.startswith((*_ENGINE, "<frozen ")):
+        return False
+    package = _installed_package(filename)
+    if package is not None:
+        return package == own
+    return not str(Path(filename).resolve()).startswith(_STANDARD)
+
+
+def _relative(frame: traceback.FrameSummary) -> traceback.FrameSummary:
+    """Gives a frame whose file is named from the working directory, if it is below that."""
+    with contextlib.suppress(ValueError, OSError):
+        frame.filename = str(Path(frame.filename).relative_to(Path.cwd()))
+    return frame
