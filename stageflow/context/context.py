@@ -70,7 +70,10 @@ class Context(ABC):
     @property
     @abstractmethod
     def cancelled(self) -> bool:
-        """Whether this work is being cancelled, for whatever reason."""
+        """Whether this work is being cancelled, for whatever reason.
+
+        What nobody can see from inside a shielded scope is that a scope around the run was cancelled.
+        """
 
     @property
     @abstractmethod

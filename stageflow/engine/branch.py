@@ -185,12 +185,14 @@ class BranchRun:
         try:
             while True:
                 await checkpoint_if_cancelled()
-                if self._at == len(strand) or execution.drained is not None:
+                if self._at == len(strand):
                     return None
                 if now - self._rested >= _LONGEST_TURN:
                     self._last = None  # a cancellation that comes now did not come while it ran
                     await checkpoint()
                     self._rested = now = trio.current_time()
+                if execution.drained is not None:
+                    return None
                 number = strand[self._at]
                 if self._absent is not None and not plan.starts_bare[number]:
                     self._settled(number, collector.skip(number, self._absent, now))
@@ -214,6 +216,7 @@ class BranchRun:
                             if due != self._armed:
                                 self._arm()
                             output = as_output(await Suspended(body, trap), record.name)
+                            self._rested = trio.current_time()
                     else:
                         record.attempts, record.started = 0, None
                         output = _CONDITION
@@ -299,8 +302,8 @@ class BranchRun:
             # What fails while the whole run ends is only written down. But if just a branch was being ended, the
             # failure is news to the run.
             if policy is not None and execution.some_branch_ended and self._why() is not execution.ending:
-                execution.note(record, policy)
-                execution.act(cause, policy)
+                execution.note(record, cause, policy)
+                execution.act()
             raise
 
         if policy is None:
@@ -310,11 +313,11 @@ class BranchRun:
                 await execution.at_end_of_tick(lambda: target.end(cause))
             execution.propagate(number, cause)
             return False
-        execution.note(record, policy)
+        execution.note(record, cause, policy)
         if policy is OnFailure.ISOLATE or policy is OnFailure.TOLERATE:
             execution.propagate(number, cause)
             return True
-        await execution.at_end_of_tick(lambda: execution.act(cause, policy))
+        await execution.at_end_of_tick(execution.act)
         return False
 
     def _time_is_up(self) -> TimeoutError:
@@ -325,7 +328,7 @@ class BranchRun:
 
         If it is `late`, the caller had cancelled the run before, so it is only written down.
         """
-        execution, record = self._execution, self._current or self._lender
+        execution, record = self._execution, self._lender
         if record is None:
             raise error
         number = execution.shape.index[record.name]
@@ -337,14 +340,15 @@ class BranchRun:
             execution.propagate(number, cause)
         else:
             record.error = error  # the stage itself has ended, and stays as it ended
+            execution.collector.failures.append(record)
         if late:
             return
         if self.cause is None:
             self.cause = cause
             execution.some_branch_ended = True
         policy = execution.plan.on_failure[number]
-        execution.note(record, policy)
-        execution.act(cause, policy)
+        execution.note(record, cause, policy)
+        execution.act()
 
     def _close(self) -> None:
         """Settles what is left when the nursery has closed: the stage that was running, and what never started."""
@@ -416,6 +420,6 @@ class BranchRun:
         why = self._why()
         if why is not None:
             return why.reason
-        if trio.current_effective_deadline() > -math.inf:
-            return None
-        return str(self._time_is_up()) if self._current and self._scope.cancel_called else CALLER.reason
+        if self._current is not None and self._scope.cancel_called:
+            return str(self._time_is_up())
+        return None if trio.current_effective_deadline() > -math.inf else CALLER.reason

@@ -56,6 +56,8 @@ class Execution:
         "_left",
         "_succeeded",
         "_task_context",
+        "_to_drain",
+        "_to_end",
         "branches",
         "collector",
         "drained",
@@ -99,6 +101,8 @@ class Execution:
         self.some_nursery_lent = False
         self._left = list(self.plan.waits)  # how many of its dependencies have not settled yet, by stage
         self._succeeded = [0] * len(self._left)  # how many of them have succeeded, by stage
+        self._to_end: Cause | None = None  # what `ending` will be at the end of this tick
+        self._to_drain: Cause | None = None  # what `drained` will be
         self._cut_ahead: dict[int, Cause] = {}  # branches that were cancelled before they started
         # Every branch starts from the context variables the run was started with, and not from those of whichever stage
         # happened to be the last it waited for.
@@ -135,8 +139,10 @@ class Execution:
     def launch_roots(self) -> None:
         """Starts the stages that come after none, if there are several."""
         for child in self.shape.branches[TRUNK].children:
-            if not self.plan.waits[self.shape.branches[child].strand[0]]:
-                self._launch(child)
+            head = self.shape.branches[child].strand[0]
+            if not self.plan.waits[head]:
+                for number, cause in self._start_or_skip(child, head, None):
+                    self.propagate(number, cause)
 
     def propagate(self, number: int, cause: Cause | None) -> None:
         """Tells the stages after one that it has settled: well, or for the given cause not."""
@@ -233,17 +239,20 @@ class Execution:
             scope.deadline = trio.current_time()
             await wait_task_rescheduled(wake)
 
-    def note(self, record: StageRecord, policy: OnFailure) -> None:
-        """Notes that a stage ended in a way that the run will raise, unless it is tolerated."""
+    def note(self, record: StageRecord, cause: Cause, policy: OnFailure) -> None:
+        """Notes that a stage ended in a way that means something for the run. Of several in one tick the first counts."""
         if self.verdict is None and policy is not OnFailure.TOLERATE:
             self.verdict = record
-
-    def act(self, cause: Cause, policy: OnFailure) -> None:
-        """Does to the run what such an ending means for it."""
         if policy is OnFailure.FAIL_FAST:
-            self.end(cause)
-        elif policy is OnFailure.DRAIN and self.drained is None:
-            self.drained = cause
+            self._to_end = self._to_end or cause
+        elif policy is OnFailure.DRAIN:
+            self._to_drain = self._to_drain or cause
+
+    def act(self) -> None:
+        """Does to the run what was noted."""
+        if self._to_end is not None:
+            self.end(self._to_end)
+        self.drained = self._to_drain
 
     def end(self, cause: Cause) -> None:
         """Cancels everything, unless that is happening already."""

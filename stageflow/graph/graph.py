@@ -234,5 +234,5 @@ def _warn_of_exclusive_joins(ordered: Sequence[StageSpec], shape: Shape) -> None
                     f"{shape.names[branch.strand[-1]]!r} is a route that chooses between them, so it would always be "
                     f'skipped; say join="any_settled"',
                     DefinitionWarning,
-                    stacklevel=5,
+                    stacklevel=4,
                 )

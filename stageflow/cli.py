@@ -1,0 +1,287 @@
+"""The command ``stageflow``: `demo` audits what is installed, `show` draws a graph.
+
+Exit codes: 0 all is well, 1 the audit found something, 2 the command asks for what is not there, 130 it was interrupted.
+"""
+
+import difflib
+import importlib
+import json
+import sys
+from collections.abc import Collection, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated
+
+import trio
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from stageflow.demo import Audit, Target, audit_of, audit_pipeline, find_targets, normalised, settled
+from stageflow.engine import PipelineResults, Run
+from stageflow.errors import DefinitionError
+from stageflow.journal import RunStatus
+from stageflow.pipeline import Pipeline, StageGraph
+
+if TYPE_CHECKING:
+    from cyclopts import App
+
+__all__ = ["main"]
+
+CLEAN, FINDINGS, USAGE, INTERRUPTED = 0, 1, 2, 130
+_ROWS = 40  # of the table of findings
+_REFRESH = 0.05  # seconds between two pictures of the progress
+
+
+class _UsageError(Exception):
+    """The command asks for something that is not there. Said without a traceback."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        arguments: What stands behind the command's name; if left out, what the program was called with.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        from cyclopts import CycloptsError  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        if error.name != "cyclopts":
+            raise
+        print('The command stageflow needs cyclopts: pip install "stageflow[cli]"', file=sys.stderr)
+        return USAGE
+    try:
+        result = _app()(list(sys.argv[1:] if arguments is None else arguments))
+    except CycloptsError:
+        return USAGE  # Cyclopts has said why
+    except _UsageError as error:
+        print(f"stageflow: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("stageflow: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return result if isinstance(result, int) else CLEAN
+
+
+def _app() -> "App":
+    from cyclopts import App, Parameter  # noqa: PLC0415 - an extra
+
+    def demo(
+        *,
+        only: Annotated[list[str] | None, Parameter(negative=(), show_default=False)] = None,
+        json: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+        trace: bool = True,
+    ) -> int:
+        """Audit the packages installed in the running environment.
+
+        Compares every installed file with the size and the hash in its distribution's RECORD, in a pipeline that has
+        one branch for each distribution. Exits with 0 if all is as it was installed, and with 1 if not.
+
+        Parameters
+        ----------
+        only
+            Audit the distribution of this name only. May be given several times.
+        json
+            Print one JSON object, and nothing else.
+        trace
+            Draw how the pipeline went.
+        """
+        return _demo(only or (), as_json=json, trace=trace)
+
+    def show(pipeline: str, /, *, mermaid: Annotated[bool, Parameter(negative=(), show_default=False)] = False) -> int:
+        """Draw the graph of a pipeline.
+
+        Parameters
+        ----------
+        pipeline
+            Where it is, as MODULE:PIPELINE. The module is imported, from the working directory too.
+        mermaid
+            Print it as a Mermaid flowchart.
+        """
+        return _show(pipeline, as_mermaid=mermaid)
+
+    app = App(
+        name="stageflow",
+        help="Reliable DAG pipelines on Trio.",
+        help_format="markdown",
+        version=_version,
+        exit_on_error=False,
+        suppress_keyboard_interrupt=False,
+        result_action="return_value",
+    )
+    app.command(demo)
+    app.command(show)
+    return app
+
+
+def _version() -> str:
+    try:
+        return f"stageflow {version('stageflow')}"
+    except PackageNotFoundError:
+        return "stageflow, not installed"
+
+
+# demo
+
+
+def _demo(only: Sequence[str], *, as_json: bool, trace: bool) -> int:
+    targets = _chosen(find_targets(), only)
+    console = Console()
+    results, interrupted = _audit(targets, console if console.is_interactive and not as_json else None)
+    audit = audit_of(results, targets)
+    if as_json:
+        print(json.dumps(audit.as_json(), indent=2))
+    else:
+        _print_audit(console, audit)
+        if trace:
+            console.print()
+            console.print(results.trace)
+    if interrupted:
+        raise KeyboardInterrupt
+    return CLEAN if audit.clean else FINDINGS
+
+
+def _chosen(targets: Sequence[Target], only: Sequence[str]) -> list[Target]:
+    chosen: dict[str, Target] = {}
+    for name in only:
+        found = [target for target in targets if target.name.partition(" ")[0] == normalised(name)]
+        if not found:
+            known = {target.name.partition(" ")[0] for target in targets}
+            raise _UsageError(f"no distribution {name!r} is installed; {_hint(normalised(name), known)}")
+        chosen.update((target.name, target) for target in found)
+    return list(chosen.values()) if only else list(targets)
+
+
+def _audit(targets: Sequence[Target], console: Console | None) -> tuple[PipelineResults, bool]:
+    """Runs the audit, and says whether it was interrupted. What it had found by then is there nevertheless."""
+    graph = audit_pipeline(targets).build()
+    runs: list[Run] = []
+
+    async def audit() -> None:
+        async with graph.open() as run:
+            runs.append(run)
+            if console is not None:
+                await _show_progress(console, run, targets)
+
+    try:
+        trio.run(audit)
+    except KeyboardInterrupt:
+        if not runs:
+            raise
+        return runs[0].results, True
+    return runs[0].results, False
+
+
+async def _show_progress(console: Console, run: Run, targets: Sequence[Target]) -> None:
+    """Draws a bar until the run has ended. The drawing is done in this task, and nothing else is redirected to it."""
+    columns = BarColumn(), MofNCompleteColumn(), TextColumn("distributions"), TimeElapsedColumn()
+    with Progress(
+        *columns, console=console, transient=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+    ) as progress:
+        bar = progress.add_task("audit", total=len(targets))
+        while run.results.status is RunStatus.RUNNING:
+            progress.update(bar, completed=settled(run.results, targets), refresh=True)
+            with trio.move_on_after(_REFRESH):
+                await run.wait()
+
+
+def _print_audit(console: Console, audit: Audit) -> None:
+    if audit.findings:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        table.add_column("Distribution", overflow="fold", max_width=24)
+        table.add_column("File", overflow="fold", ratio=1)
+        table.add_column("Problem", style="red", overflow="fold", max_width=32)
+        for finding in audit.findings[:_ROWS]:
+            problem = f"{finding.problem}: {finding.detail}" if finding.detail else finding.problem
+            table.add_row(*map(Text, (finding.distribution, finding.path, problem)))
+        console.print(table)
+        if len(audit.findings) > _ROWS:
+            console.print(f"… and {len(audit.findings) - _ROWS:,} more; --json gives them all", style="italic")
+        console.print()
+    _print_reasons(console, "Not audited to the end", audit.failed)
+    _print_reasons(console, "Not audited", audit.skipped)
+    console.print(_summary(audit))
+
+
+def _print_reasons(console: Console, title: str, reasons: dict[str, str]) -> None:
+    together: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        together.setdefault(reason, []).append(name)
+    for reason, names in together.items():
+        console.print(Text.assemble((f"{title}: ", "yellow"), f"{', '.join(names)} ({reason})"))
+    if together:
+        console.print()
+
+
+def _summary(audit: Audit) -> Text:
+    compared = f"{audit.files:,} files, {decimal(audit.bytes)}, in {audit.seconds:.2f} s"
+    verified = f"{audit.verified} of {audit.distributions} distributions verified: {compared}."
+    if audit.clean:
+        return Text.assemble(("✓ Clean. ", "bold green"), verified)
+    count = len(audit.findings)
+    return Text.assemble((f"✗ {count:,} finding{'s'[: count != 1]}. ", "bold red"), verified)
+
+
+# show
+
+
+def _show(where: str, *, as_mermaid: bool) -> int:
+    module_name, colon, name = where.partition(":")
+    module = _imported(module_name)
+    pipelines = [key for key, value in vars(module).items() if isinstance(value, (Pipeline, StageGraph))]
+    if not colon or not name:
+        raise _UsageError(f"write MODULE:PIPELINE; {_hint('', [f'{module_name}:{key}' for key in pipelines])}")
+    found = getattr(module, name, None)
+    if not isinstance(found, (Pipeline, StageGraph)):
+        what = "has no" if not hasattr(module, name) else f"has, but as {type(found).__name__} and not as pipeline, a"
+        raise _UsageError(f"module {module_name!r} {what} {name!r}; {_hint(name, pipelines)}")
+    try:
+        graph = found.build() if isinstance(found, Pipeline) else found
+    except DefinitionError as error:
+        raise _UsageError(f"{where} cannot be built: {error}") from error
+    if as_mermaid:
+        print(graph.to_mermaid(), end="")
+    else:
+        Console().print(graph)
+    return CLEAN
+
+
+def _imported(name: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        dotted = ".".join(Path(name).with_suffix("").parts)
+        hint = f"; did you mean {dotted!r}?" if name.endswith(".py") else ""
+        raise _UsageError(f"{name!r} is no name of a module{hint}")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise _UsageError(f"module {name!r} cannot be imported: {error}") from error
+        beside = [path.stem for path in Path.cwd().glob("*.py")]
+        raise _UsageError(f"there is no module {name!r}; {_hint(name, beside)}") from error
+    except Exception as error:
+        raise _UsageError(f"module {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _hint(name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3)
+    if near:
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    if not known:
+        return "there is none to choose from"
+    if len(known) <= 8:
+        return f"there is {', '.join(map(repr, sorted(known)))}"
+    return f"none of the {len(known)} there are is spelled like it"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
