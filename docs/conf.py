@@ -34,7 +34,11 @@ napoleon_use_ivar = True  # "Attributes:" next to properties of the same name mu
 # Nothing outside of stageflow is looked up (that would take the network), so no reference to it can be resolved.
 EXTERNAL = "|".join([*sys.stdlib_module_names, "attr", "attrs", "cattrs", "rich", "trio"])
 TYPE_VARIABLE = r"(.*\.)?_?[A-Z](_co|_contra)?"
-nitpick_ignore_regex = [(r"py:.*", rf"({EXTERNAL})(\..*)?"), (r"py:.*", TYPE_VARIABLE)]
+# What stands in signatures without being a public name; the reference says in words what is meant.
+UNNAMED = (
+    r"(stageflow\..*\.)?(Body|Condition|Default|Dependency|Runner|Shape|StageFunction)|AbstractAsyncContextManager"
+)
+nitpick_ignore_regex = [(r"py:.*", rf"({EXTERNAL})(\..*)?"), (r"py:.*", TYPE_VARIABLE), (r"py:.*", UNNAMED)]
 
 
 def find_public_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, text: Element) -> reference | None:
