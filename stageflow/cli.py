@@ -1,13 +1,13 @@
 """The command ``stageflow``: `demo` audits what is installed, `show` draws a graph.
 
-Exit codes: 0 all is well, 1 the audit found something, 2 the command asks for what is not there, 130 it was interrupted.
+Exit codes: 0 all is well, 1 the audit found something, 2 the command asks for what is not there, 130 interrupted.
 """
 
 import difflib
 import importlib
 import json
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +24,6 @@ from rich.text import Text
 from stageflow.demo import Audit, Target, audit_of, audit_pipeline, find_targets, normalised, settled
 from stageflow.engine import PipelineResults, Run
 from stageflow.errors import DefinitionError
-from stageflow.journal import RunStatus
 from stageflow.pipeline import Pipeline, StageGraph
 
 if TYPE_CHECKING:
@@ -57,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print('The command stageflow needs cyclopts: pip install "stageflow[cli]"', file=sys.stderr)
         return USAGE
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:  # whatever a file is called, it can be printed
+        reconfigure(errors="backslashreplace")
     try:
         result = _app()(list(sys.argv[1:] if arguments is None else arguments))
     except CycloptsError:
@@ -186,47 +188,50 @@ async def _show_progress(console: Console, run: Run, targets: Sequence[Target]) 
         *columns, console=console, transient=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
     ) as progress:
         bar = progress.add_task("audit", total=len(targets))
-        while run.results.status is RunStatus.RUNNING:
+        while True:
             progress.update(bar, completed=settled(run.results, targets), refresh=True)
             with trio.move_on_after(_REFRESH):
                 await run.wait()
+                return
 
 
 def _print_audit(console: Console, audit: Audit) -> None:
     if audit.findings:
         table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
         table.add_column("Distribution", overflow="fold", max_width=24)
-        table.add_column("File", overflow="fold", ratio=1)
+        table.add_column("File", overflow="fold", min_width=20)
         table.add_column("Problem", style="red", overflow="fold", max_width=32)
         for finding in audit.findings[:_ROWS]:
             problem = f"{finding.problem}: {finding.detail}" if finding.detail else finding.problem
             table.add_row(*map(Text, (finding.distribution, finding.path, problem)))
         console.print(table)
         if len(audit.findings) > _ROWS:
-            console.print(f"… and {len(audit.findings) - _ROWS:,} more; --json gives them all", style="italic")
+            console.print(Text(f"and {len(audit.findings) - _ROWS:,} more; --json gives them all", "italic"))
         console.print()
-    _print_reasons(console, "Not audited to the end", audit.failed)
-    _print_reasons(console, "Not audited", audit.skipped)
+    told = {finding.distribution for finding in audit.findings if finding.problem == "unreadable"}
+    _print_reasons(console, {name: reason for name, reason in audit.failed.items() if name not in told})
+    _print_reasons(console, audit.skipped)
     console.print(_summary(audit))
 
 
-def _print_reasons(console: Console, title: str, reasons: dict[str, str]) -> None:
+def _print_reasons(console: Console, reasons: Mapping[str, str]) -> None:
     together: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         together.setdefault(reason, []).append(name)
     for reason, names in together.items():
-        console.print(Text.assemble((f"{title}: ", "yellow"), f"{', '.join(names)} ({reason})"))
+        console.print(Text.assemble(("Not audited: ", "yellow"), f"{', '.join(names)} ({reason})"))
     if together:
         console.print()
 
 
 def _summary(audit: Audit) -> Text:
-    compared = f"{audit.files:,} files, {decimal(audit.bytes)}, in {audit.seconds:.2f} s"
-    verified = f"{audit.verified} of {audit.distributions} distributions verified: {compared}."
-    if audit.clean:
-        return Text.assemble(("✓ Clean. ", "bold green"), verified)
-    count = len(audit.findings)
-    return Text.assemble((f"✗ {count:,} finding{'s'[: count != 1]}. ", "bold red"), verified)
+    compared = f"{audit.files:,} files, {decimal(audit.bytes)}, {audit.seconds:.2f} s"
+    verified = f"{audit.verified:,} of {audit.distributions:,} distributions verified: {compared}."
+    if not audit.clean:
+        problems = [f"{len(audit.findings):,} finding{'s'[: len(audit.findings) != 1]}"] if audit.findings else []
+        problems += [f"{len(audit.failed):,} could not be read"] if audit.failed else []
+        return Text.assemble((f"{', '.join(problems)}. ", "bold red"), verified)
+    return Text.assemble(("Clean. ", "bold green") if audit.verified else ("Nothing to compare. ", "yellow"), verified)
 
 
 # show

@@ -2,8 +2,8 @@
 
 Every distribution has a branch of its own: `read` its RECORD, the list of its files with their sizes and hashes, then
 `verify` each of them. What is wrong with a file is a finding, and no failure; what cannot be read at all fails that one
-branch, and is tolerated there; where there is nothing to compare with, the branch is cancelled. A `report` comes after all
-of them, whatever has become of each.
+branch, and is tolerated there; where there is nothing to compare with, the branch is cancelled. A `report` comes after
+all of them, whatever has become of each.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Any, final
 import attrs
 import trio
 
-from stageflow.context import StageContext
 from stageflow.journal import StageState
 from stageflow.output import StageOutput
 from stageflow.pipeline import Pipeline
 from stageflow.stages import OnFailure, StageKind, optional
 
 if TYPE_CHECKING:
+    from stageflow.context import StageContext
     from stageflow.engine import PipelineResults
 
 __all__ = ["Audit", "Finding", "Target", "audit_of", "audit_pipeline", "find_targets", "normalised", "settled"]
@@ -221,11 +221,12 @@ def audit_of(results: PipelineResults, targets: Sequence[Target]) -> Audit:
 # The stages
 
 
-async def _environment(ctx: StageContext) -> StageOutput:
+async def _environment(_: StageContext) -> StageOutput:
+    await trio.lowlevel.checkpoint()
     return StageOutput.ok(prefix=sys.prefix, python=sys.version.split()[0])
 
 
-async def _read(target: Target, limiter: trio.CapacityLimiter, ctx: StageContext) -> StageOutput:
+async def _read(target: Target, limiter: trio.CapacityLimiter, _: StageContext) -> StageOutput:
     return await trio.to_thread.run_sync(_recorded_in, target.installed, limiter=limiter)
 
 
@@ -235,8 +236,9 @@ async def _verify(target: Target, limiter: trio.CapacityLimiter, ctx: StageConte
 
 
 async def _report(ctx: StageContext) -> StageOutput:
+    await trio.lowlevel.checkpoint()
     said = [output for name, output in ctx.inputs.items() if name != "environment"]
-    findings = [finding for output in said for finding in output["findings"]]
+    findings = sum(len(output["findings"]) for output in said)
     return StageOutput.ok(verified=len(said), files=sum(output["files"] for output in said), findings=findings)
 
 
@@ -245,10 +247,10 @@ async def _report(ctx: StageContext) -> StageOutput:
 
 def _recorded_in(installed: Distribution) -> StageOutput:
     if _is_editable(installed):
-        return StageOutput.cancel_branch("an editable install: its files are elsewhere, and may change")
+        return StageOutput.cancel_branch("editable: its files are elsewhere")
     text = _text_of_record(installed)
     if text is None:
-        return StageOutput.cancel_branch("it has no RECORD, so there is nothing to compare with")
+        return StageOutput.cancel_branch("no RECORD to compare with")
     recorded: list[_Recorded] = []
     for row in csv.reader(io.StringIO(text, newline="")):
         path, entry, size = (*row, "", "", "")[:3]
@@ -286,8 +288,9 @@ def _compare_all(name: str, recorded: Sequence[_Recorded]) -> StageOutput:
         size += length
         if problem:
             findings.append(Finding(name, entry.path, problem, detail))
-    said = {"files": len(recorded), "bytes": size, "findings": findings}
-    return StageOutput.ok(said) if unreadable is None else StageOutput.fail(unreadable, **said)
+    if unreadable is None:
+        return StageOutput.ok(files=len(recorded), bytes=size, findings=findings)
+    return StageOutput.fail(unreadable, files=len(recorded), bytes=size, findings=findings)
 
 
 def _compare(entry: _Recorded) -> tuple[str, str, int]:
@@ -297,12 +300,12 @@ def _compare(entry: _Recorded) -> tuple[str, str, int]:
         with entry.file.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if entry.size is not None and size != entry.size:
-                return "altered", f"{size:,} bytes instead of {entry.size:,}", size
+                return "altered", f"{size:,} bytes, not {entry.size:,}", size
             while chunk := file.read(_CHUNK):
                 trio.from_thread.check_cancelled()
                 digest.update(chunk)
     except (FileNotFoundError, NotADirectoryError):
         return "missing", "", 0
     if base64.urlsafe_b64encode(digest.digest()).rstrip(b"=").decode() != entry.digest.rstrip("="):
-        return "altered", "the same size, but another content", size
+        return "altered", "other content", size
     return "", "", size

@@ -46,7 +46,13 @@ class FrozenDict(dict[K, V], Generic[K, V]):
     clear = pop = popitem = setdefault = update = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FrozenDict, (dict(self),)
+        return FrozenDict, (), dict(self)
+
+    def __setstate__(self, state: dict[K, V]) -> None:
+        # Unpickling and copying fill a circle after it was made; nobody else may.
+        if self:
+            _refuse(self)
+        super().update(state)
 
     def __copy__(self) -> FrozenDict[K, V]:
         return self
@@ -71,7 +77,12 @@ class FrozenList(list[V], Generic[V]):
     append = extend = insert = pop = remove = clear = sort = reverse = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FrozenList, (list(self),)
+        return FrozenList, (), list(self)
+
+    def __setstate__(self, state: list[V]) -> None:
+        if self:
+            _refuse(self)
+        super().extend(state)
 
     def __copy__(self) -> FrozenList[V]:
         return self

@@ -117,8 +117,7 @@ class Pipeline:
             other: The pipeline whose stages are added.
             after: The stages of this pipeline that the other one's first stages shall come after.
             prefix: Put before the name of every stage that is added, and before those names where stages of `other`
-            name
-                each other, so that a pipeline can be composed several times.
+                name each other, so that a pipeline can be composed several times.
 
         Raises:
             DuplicateStageError: A name is there already.

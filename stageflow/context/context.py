@@ -65,7 +65,7 @@ class Context(ABC):
     @property
     @abstractmethod
     def deadline(self) -> float:
-        """``timer.deadline``: when the work will be cancelled, on Trio's clock."""
+        """When the work will be cancelled, on Trio's clock; the same as ``timer.deadline``."""
 
     @property
     @abstractmethod
@@ -117,20 +117,20 @@ class PipelineContext(Context):
 
     @property
     def timer(self) -> PipelineTimer:
-        """A timer that stands at zero: a description is in no run."""
+        """A timer that stands at zero, for a description is in no run."""
         return PipelineTimer()
 
     @property
     def deadline(self) -> float:
-        """`math.inf`: a description is in no run."""
+        """Always `math.inf`, for a description is in no run."""
         return math.inf
 
     @property
     def cancelled(self) -> bool:
-        """`False`: a description is in no run."""
+        """Always `False`, for a description is in no run."""
         return False
 
     @property
     def cancel_reason(self) -> str | None:
-        """`None`: a description is in no run."""
+        """Always `None`, for a description is in no run."""
         return None

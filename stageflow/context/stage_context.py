@@ -164,7 +164,7 @@ class StageContext(Context):
 
     @property
     def branch(self) -> str:
-        """The name of the branch it runs in: that of the branch's first stage, or ``"trunk"``."""
+        """The name of the branch it runs in, which is that of the branch's first stage, or ``"trunk"``."""
         return self._part.branch
 
     @property

@@ -12,7 +12,7 @@ from stageflow.errors import ContractViolation
 from stageflow.frozen import freeze
 from stageflow.output import NOTHING, StageOutput, StageStatus
 
-__all__ = ["Suspended", "as_failure", "as_output", "has_cancellation", "in_words", "is_cancellation"]
+__all__ = ["Suspended", "as_failure", "as_output", "in_words", "is_cancellation"]
 
 
 @final
@@ -87,11 +87,6 @@ def is_cancellation(raised: BaseException) -> bool:
     return _without_cancellation(raised) is None
 
 
-def has_cancellation(raised: BaseException) -> bool:
-    """Whether it is, or holds, a `trio.Cancelled`."""
-    return _without_cancellation(raised) is not raised
-
-
 def _without_cancellation(raised: BaseException) -> BaseException | None:
     if isinstance(raised, BaseExceptionGroup):
         group = cast("BaseExceptionGroup[BaseException]", raised)
@@ -101,9 +96,14 @@ def _without_cancellation(raised: BaseException) -> BaseException | None:
 
 
 def in_words(error: BaseException) -> str:
-    """Gives an error in one line: its type and message."""
+    """Gives an error in one line: its type and message; those of a group of one are those of that one."""
+    if isinstance(error, BaseExceptionGroup):
+        errors = cast("BaseExceptionGroup[BaseException]", error).exceptions
+        if len(errors) == 1:
+            return in_words(next(iter(errors)))
+    kind = type(cast("BaseException", error)).__name__
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{kind}: {text}" if text else kind
 
 
 def _shown(value: Any) -> str:

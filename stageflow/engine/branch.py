@@ -1,27 +1,8 @@
-"""A branch while it runs: one task, one nursery, one cancel scope for its strand.
+"""A branch while it runs: one task, one nursery, a strand of stages, and branches below it.
 
-How a branch goes
------------------
-The task opens the branch's nursery, walks its strand inside it, and stays in the nursery until everything below has
-settled: nested branches are tasks in it. The nursery's scope *is* the branch's cancel scope. Inside it, the strand has
-one more scope, which carries the limit of the stage that is running: it is re-armed for each stage instead of being
-made anew, and replaced only when it has fired.
-
-What is decided where
----------------------
-A body can end in three ways, and each is decided in one place:
-
-- it returns or raises: `_walk` writes that at once, without awaiting anything in between. A body that returned has
-  succeeded even if its scope was cancelled meanwhile, for what counts is that the cancellation was not what ended it;
-- its limit ends it: the strand's scope says so by ``cancelled_caught``, in `_run_strand`;
-- something further out ends it: `trio.Cancelled` passes through, and `close` writes what that left behind.
-
-The check for cancellation *after* a stage is the same as that *before* the next one: no stage is started out of a
-cancelled branch, and the one just finished is marked `after_cancel`.
-
-What an ending means for others takes effect at the end of the scheduler tick in which it was written
-(`Execution.at_end_of_tick`). So stages that were ready in the same tick get to their first checkpoint, and which
-immediate results exist does not depend on the order in which Trio happens to run them.
+The task opens the branch's nursery, walks the strand inside it, and stays in the nursery until everything below has
+settled: nested branches are tasks in it. The nursery's scope *is* the branch's cancel scope. When the nursery has
+closed, `BranchRun._close` settles what is left, so that nothing leaves a branch without an end and a cause.
 """
 
 from __future__ import annotations
@@ -30,298 +11,105 @@ import math
 from typing import TYPE_CHECKING, final
 
 import trio
-from trio.lowlevel import checkpoint, checkpoint_if_cancelled
+from trio.lowlevel import checkpoint_if_cancelled
 
-from stageflow.context import StageContext
-from stageflow.engine.attempt import Suspended, as_failure, as_output, has_cancellation, in_words, is_cancellation
-from stageflow.engine.collector import Inputs
-from stageflow.errors import ContractViolation, DefinitionError
+from stageflow.engine.attempt import as_failure, in_words, is_cancellation
+from stageflow.engine.strand import Strand
 from stageflow.journal import Cause, CauseKind, StageRecord, StageState
-from stageflow.output import StageOutput, StageStatus
-from stageflow.stages import OnFailure
+from stageflow.output import StageOutput
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from stageflow.context.stage_context import StagePart
     from stageflow.engine.execution import Execution
     from stageflow.graph import Branch
 
 __all__ = ["CALLER", "BranchRun"]
 
-_OK = StageStatus.OK
-_CONDITION = StageOutput(StageStatus.SKIP, reason="when= said no")
 CALLER = Cause(CauseKind.CALLER, None, "a cancel scope around the run was cancelled")
-_LONGEST_TURN = 0.001  # seconds of uninterrupted work after which a strand lets other tasks run
 
 
 @final
-class BranchRun:
+class BranchRun(Strand):
     """One branch of one run.
 
     Attributes:
-        branch: Which branch it is.
-        name: Its name.
-        state: What the contexts of the run share.
-        cause: Why it is being ended, once it is.
+        cause: Why it is being ended on its own, once it is.
         nursery: Its nursery, once its task has begun.
+        interrupted: Whether something in it was cut short by a scope around it, as far as its children can tell.
         closed: Whether everything in it has settled.
+        early_children: Branches that were to start in it before it had begun itself: its own strand was skipped.
     """
 
-    __slots__ = (
-        "_absent",
-        "_armed",
-        "_at",
-        "_current",
-        "_due",
-        "_execution",
-        "_last",
-        "_lender",
-        "_limit",
-        "_present",
-        "_rested",
-        "_scope",
-        "branch",
-        "cause",
-        "closed",
-        "name",
-        "nursery",
-        "state",
-    )
+    __slots__ = ("_lender", "cause", "closed", "early_children", "interrupted", "nursery")
 
     def __init__(
-        self,
-        execution: Execution,
-        branch: Branch,
-        name: str,
-        *,
-        absent: Cause | None = None,
-        present: tuple[str, ...] | None = None,
+        self, execution: Execution, branch: Branch, name: str, at: int, present: tuple[str, ...] | None
     ) -> None:
-        self._execution = execution
-        self.branch = branch
-        self.name = name
-        self.state = execution.state
+        super().__init__(execution, branch, name, at, present)
         self.cause: Cause | None = None
         self.nursery: trio.Nursery | None = None
+        self.interrupted = False
         self.closed = False
-        self._at = 0  # where on the strand it is
-        self._absent = absent  # why the stage before gave no output, if it gave none
-        self._present = present  # what the first stage may see, if it does not wait for all of its inputs
-        self._current: StageRecord | None = None  # the stage that is running
-        self._last: StageRecord | None = None  # the stage that ended last
+        self.early_children: list[BranchRun] = []
         self._lender: StageRecord | None = None  # the stage that asked for the nursery last
-        self._rested = 0.0  # when this task last let others run
-        self._scope: trio.CancelScope  # that of the strand
-        self._armed = math.inf  # its deadline
-        self._limit: float | None = None  # the limit on the current stage
-        self._due = math.inf  # when that is reached
 
     async def execute(self) -> None:  # noqa: ASYNC910  # leaving a nursery is a checkpoint
         """Runs the branch and everything below it. Raises nothing but what is neither `Exception` nor cancellation."""
+        raised: BaseException | None = None
         try:
             async with trio.open_nursery() as nursery:
                 self.nursery = nursery
                 if self.cause is not None or self._execution.ending is not None:  # it was ended before it began
-                    nursery.cancel_scope.cancel(reason=str(self._why()))
-                await self._run_strand()
-        except BaseException as raised:  # noqa: ASYNC103
-            # Cancellation ends here, so that a thousand branches do not hand a thousand of it up through groups; if it
-            # is the caller's, the execution raises it again, once, in the caller's own task.
-            if not is_cancellation(raised) and as_failure(raised) is None:
-                self._execution.dies_of(raised, self._current)
-                raise
-            interrupted = has_cancellation(raised) and self._why() is None
-            self._execution.interrupted |= interrupted
-            failure = as_failure(raised)
-            if failure is not None:
-                self._background_failed(failure, late=interrupted)
+                    nursery.cancel_scope.cancel(reason=str(self.why()))
+                for child in self.early_children:
+                    self._execution.start(child, nursery)
+                await self.run_strand()
+        except BaseException as error:  # noqa: ASYNC103  # _cut_short sees to it
+            raised = error
+        try:
+            if raised is not None or self.interrupted or self._at < len(self.branch.strand):
+                await self._cut_short(raised)
         finally:
             self._close()
 
+    async def _cut_short(self, raised: BaseException | None) -> None:  # noqa: ASYNC910
+        """Finds out what ended the branch, if it has not come to its end by itself.
+
+        The caller's cancellation is not passed on, so that a thousand branches do not hand a thousand of it up through
+        groups; the execution raises it again, once, in the caller's own task. Each branch looks whether it can still
+        be seen outside of its own nursery, and tells its parent; for a stage may have cancelled just that nursery.
+        """
+        execution = self._execution
+        failure = None if raised is None else as_failure(raised)
+        if raised is not None and failure is None and not is_cancellation(raised):
+            execution.dies_of(raised, self._current)
+            raise raised
+        from_outside = False
+        if self.why() is None:
+            from_outside = await _is_cancelled()
+            was_cut = self.interrupted or self._current is not None
+            if not from_outside and was_cut and failure is None and self._lender is not None:
+                self.cause = Cause(CauseKind.NURSERY, self._lender.name, "its nursery was cancelled")
+                execution.some_branch_ended = True
+        if failure is not None:
+            self._background_failed(failure, late=from_outside)
+        if self.interrupted and not from_outside:
+            execution.relabel(self.branch.index, CALLER, self.why() or CALLER)
+        self.interrupted = from_outside
+        parent = self.branch.parent
+        if from_outside and parent is not None:
+            above = execution.branches[parent]
+            assert above is not None
+            above.interrupted = True
+
     def end(self, cause: Cause) -> None:
         """Cancels the branch and everything below it, unless that is happening already."""
-        if self.closed or self._why() is not None:
+        if self.closed or self.why() is not None:
             return
         self.cause = cause
         self._execution.some_branch_ended = True
         if self.nursery is not None:
             self.nursery.cancel_scope.cancel(reason=str(cause))
-
-    # The strand
-
-    async def _run_strand(self) -> None:  # noqa: ASYNC910  # _walk has one
-        going_on = True
-        while going_on:
-            ending: StageOutput | None = None
-            self._rested = now = trio.current_time()
-            self._armed = now + self._first_limit()
-            with trio.CancelScope(deadline=self._armed) as self._scope:
-                ending = await self._walk(now)
-            if not self._scope.cancelled_caught:
-                if ending is None:
-                    break  # the strand is done, or the run starts nothing any more
-                going_on = await self._conclude(ending)
-            elif self._current is not None:
-                going_on = await self._conclude(StageOutput.fail(self._time_is_up()), CauseKind.TIMEOUT)
-            # Otherwise a stage had ended in spite of its limit, and just the scope is spent.
-        if self.branch.parent is None and not self.branch.strand:
-            self._execution.launch_roots()
-
-    def _first_limit(self) -> float:
-        """The limit to make the scope with: a short one is better set when the stage is there."""
-        if self._at == len(self.branch.strand):
-            return math.inf
-        limit = self._execution.plan.timeouts[self.branch.strand[self._at]]
-        return limit if limit is not None and limit > _LONGEST_TURN else math.inf
-
-    async def _walk(self, now: float) -> StageOutput | None:
-        """Runs stages until the strand is done (`None`), or until one ends in a way that is to be concluded.
-
-        This is the loop in which all the time goes, hence one function, and no call that can be done without.
-        """
-        execution, strand = self._execution, self.branch.strand
-        collector, plan = execution.collector, execution.plan
-        try:
-            while True:
-                await checkpoint_if_cancelled()
-                if self._at == len(strand):
-                    return None
-                if now - self._rested >= _LONGEST_TURN:
-                    self._last = None  # a cancellation that comes now did not come while it ran
-                    await checkpoint()
-                    self._rested = now = trio.current_time()
-                if execution.drained is not None:
-                    return None
-                number = strand[self._at]
-                if self._absent is not None and not plan.starts_bare[number]:
-                    self._settled(number, collector.skip(number, self._absent, now))
-                    continue
-
-                self._current = record = collector.begin(number, self.name, now)
-                self._limit = limit = plan.timeouts[number]
-                self._due = due = math.inf if limit is None else now + limit
-                if due != self._armed and not 0.0 < due - self._armed <= _LONGEST_TURN:
-                    self._arm()
-                try:
-                    context = StageContext(self, record)
-                    condition = plan.conditions[number]
-                    if condition is None or condition(context):
-                        body = plan.bodies[number](context)
-                        try:
-                            trap = body.send(None)
-                        except StopIteration as returned:
-                            output = as_output(returned.value, record.name)
-                        else:
-                            if due != self._armed:
-                                self._arm()
-                            output = as_output(await Suspended(body, trap), record.name)
-                            self._rested = trio.current_time()
-                    else:
-                        record.attempts, record.started = 0, None
-                        output = _CONDITION
-                except trio.Cancelled:
-                    raise
-                except BaseException as raised:
-                    failure = as_failure(raised)
-                    if failure is None:
-                        raise
-                    return StageOutput(StageStatus.FAIL, reason=in_words(failure), error=failure)
-
-                now = trio.current_time()
-                if output.status is _OK:
-                    collector.succeed(record, output, now)
-                elif output.status is StageStatus.SKIP:
-                    kind = CauseKind.CONDITION if output is _CONDITION else CauseKind.SKIP
-                    collector.settle(record, StageState.SKIPPED, Cause(kind, record.name, output.reason or ""), now)
-                else:
-                    return output
-                self._settled(number, record)
-        except trio.Cancelled:
-            if self._current is None and self._last is not None and self._last.started is not None:
-                self._last.after_cancel = True
-            raise
-
-    def _arm(self) -> None:
-        """Puts the scope's deadline where the limit on the current stage is.
-
-        That is the dearest step of a stage that returns at once, so it is put off until the body waits for something.
-        Until then the deadline may be that of a stage before, which is too early, but by a millisecond at most, and
-        cannot take effect.
-        """
-        self._armed = self._due
-        if self._limit == 0:
-            self._scope.cancel(reason="a limit of 0 s")  # which shows at the first checkpoint, whatever the clock says
-        else:
-            self._scope.deadline = self._due
-
-    def _settled(self, number: int, record: StageRecord) -> None:
-        """Goes on to the next stage after one has settled."""
-        self._current = None
-        self._last = record
-        self._absent = record.cause
-        self._at += 1
-        if self._execution.plan.followers[number]:
-            self._execution.propagate(number, record.cause)
-
-    # The ways in which a stage ends, other than well
-
-    async def _conclude(self, ending: StageOutput, kind: CauseKind | None = None) -> bool:
-        """Writes how the current stage ended and does what that means for others; tells whether the strand goes on."""
-        record, execution = self._current, self._execution
-        assert record is not None
-        number = execution.shape.index[record.name]
-        target = self
-        if ending.status is StageStatus.CANCEL_BRANCH:
-            try:
-                target = execution.branch_upstream(ending.of, number)
-            except DefinitionError as error:
-                ending = StageOutput.fail(error)
-        now = trio.current_time()
-        if ending.status is StageStatus.FAIL:
-            if kind is None:
-                kind = CauseKind.CONTRACT if isinstance(ending.error, ContractViolation) else CauseKind.FAILURE
-            if kind is CauseKind.TIMEOUT:
-                record.limit = self._limit
-            cause = Cause(kind, record.name, ending.reason or "")
-            execution.collector.fail(record, cause, ending, now)
-            policy: OnFailure | None = execution.plan.on_failure[number]
-        else:
-            kind = CauseKind.CANCEL if ending.status is StageStatus.CANCEL else CauseKind.CANCEL_BRANCH
-            cause = Cause(kind, record.name, ending.reason or "")
-            execution.collector.settle(record, StageState.CANCELLED, cause, now)
-            policy = OnFailure.FAIL_FAST if kind is CauseKind.CANCEL else None
-        self._current = None
-        self._last = record
-        self._absent = cause
-        self._at += 1
-        try:
-            await checkpoint_if_cancelled()
-        except trio.Cancelled:
-            record.after_cancel = True
-            # What fails while the whole run ends is only written down. But if just a branch was being ended, the
-            # failure is news to the run.
-            if policy is not None and execution.some_branch_ended and self._why() is not execution.ending:
-                execution.note(record, cause, policy)
-                execution.act()
-            raise
-
-        if policy is None:
-            if target is self:
-                self.end(cause)
-            else:
-                await execution.at_end_of_tick(lambda: target.end(cause))
-            execution.propagate(number, cause)
-            return False
-        execution.note(record, cause, policy)
-        if policy is OnFailure.ISOLATE or policy is OnFailure.TOLERATE:
-            execution.propagate(number, cause)
-            return True
-        await execution.at_end_of_tick(execution.act)
-        return False
-
-    def _time_is_up(self) -> TimeoutError:
-        return TimeoutError(f"ran longer than its limit of {self._limit or 0.0:g} s")
 
     def _background_failed(self, error: Exception, *, late: bool) -> None:
         """Attributes an exception that came out of the nursery to the stage that had asked for it.
@@ -335,9 +123,6 @@ class BranchRun:
         cause = Cause(CauseKind.FAILURE, record.name, f"a task in its nursery raised {in_words(error)}")
         if record is self._current:
             execution.collector.fail(record, cause, StageOutput.fail(error), trio.current_time())
-            self._current = None
-            self._at += 1
-            execution.propagate(number, cause)
         else:
             record.error = error  # the stage itself has ended, and stays as it ended
             execution.collector.failures.append(record)
@@ -357,69 +142,56 @@ class BranchRun:
         if record is None and self._at == len(strand) and not self.branch.children:
             return
         execution = self._execution
-        collector = execution.collector
+        slots, now = execution.collector.slots, trio.current_time()
+        settled: list[int] = []
         if record is not None:
-            cause = self._why() or CALLER
-            state = StageState.CANCELLED if record.error is None else StageState.FAILED
-            collector.settle(record, state, cause, trio.current_time())
+            if not record.state.settled:
+                state = StageState.CANCELLED if record.error is None else StageState.FAILED
+                execution.collector.settle(record, state, self.why() or CALLER, now)
+            settled.append(strand[self._at])
             self._current = None
             self._at += 1
-            execution.propagate(execution.shape.index[record.name], cause)
-        left = [number for number in strand[self._at :] if collector.slots[number] is None]
+        left = [number for number in strand[self._at :] if slots[number] is None]
         for child in self.branch.children:
             if execution.branches[child] is None:
                 left += execution.unsettled_in(child)
         if left:
-            cause = self._why() or execution.drained or CALLER
-            execution.skip_all(left, cause)
+            execution.skip(left, self.why() or execution.drained or CALLER)
+        for number in settled + left:  # only now, when nothing in here can be started by it any more
+            settled_record = slots[number]
+            assert settled_record is not None
+            execution.propagate(number, settled_record.cause)
 
-    def _why(self) -> Cause | None:
+    def why(self) -> Cause | None:
         """Why the branch is being cancelled, as far as that is known: the nearest cause counts."""
         execution = self._execution
-        if execution.some_branch_ended or execution.some_nursery_lent:
+        if execution.some_branch_ended:
             for branch in execution.lineage(self):
                 if branch.cause is not None:
                     return branch.cause
-                if branch.branch.parent is None and execution.ending is not None:
-                    break
-                if branch._lender and branch.nursery and branch.nursery.cancel_scope.cancel_called:
-                    return Cause(CauseKind.NURSERY, branch._lender.name, "its nursery was cancelled")
         return execution.ending
 
-    # What the contexts of its stages ask (`StageHost`)
-
-    def deadline_of(self, stage: StagePart) -> float:
-        return min(self._due, self.state.deadline) if self._current is stage else self.state.deadline
-
-    def extend_limit(self, stage: StagePart, seconds: float) -> None:
-        if self._current is not stage:
-            raise RuntimeError(f"stage {stage.name!r} has ended, so there is no limit to extend")
-        if self._limit:
-            self._limit += seconds
-            self._due += seconds
-            self._arm()
-
-    def inputs_of(self, stage: StagePart) -> Mapping[str, StageOutput]:
-        execution = self._execution
-        names: tuple[str, ...] | None = None
-        if self._present is not None and stage.name == execution.shape.names[self.branch.strand[0]]:
-            names = self._present
-        if names is None:
-            number = execution.shape.index[stage.name]
-            names = tuple(execution.shape.names[other] for other in execution.shape.dependencies[number])
-        return Inputs(names, execution.collector.outputs, lambda name: execution.missing_input(stage.name, name))
+    # What the contexts of its stages ask (`StageHost`), as far as the branch knows it
 
     def lend_nursery(self, stage: StagePart) -> trio.Nursery:
         if self._current is not stage or self.nursery is None:
             raise RuntimeError(f"stage {stage.name!r} has ended; ask for ctx.nursery while it runs")
         self._lender = self._current
-        self._execution.some_nursery_lent = True
         return self.nursery
 
     def ending(self) -> str | None:
-        why = self._why()
+        why = self.why()
         if why is not None:
             return why.reason
         if self._current is not None and self._scope.cancel_called:
             return str(self._time_is_up())
         return None if trio.current_effective_deadline() > -math.inf else CALLER.reason
+
+
+async def _is_cancelled() -> bool:
+    """Whether the next checkpoint will be cancelled."""
+    try:
+        await checkpoint_if_cancelled()
+    except trio.Cancelled:  # noqa: ASYNC103
+        return True  # noqa: ASYNC104, ASYNC910  # it comes again
+    return False  # noqa: ASYNC910

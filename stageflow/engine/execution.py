@@ -44,11 +44,9 @@ class Execution:
         branches: The branches that have been started, by number.
         ending: Why everything is being cancelled, once it is.
         drained: Why nothing is started any more, once it is not.
-        interrupted: Whether a scope around the run has cut something short.
         reported: Whether somebody has been given the results, or the error.
         verdict: What the run will raise: the first stage whose ending counts, or a cancellation from outside.
         some_branch_ended: Whether any branch was ended on its own.
-        some_nursery_lent: Whether any stage asked for its branch's nursery.
     """
 
     __slots__ = (
@@ -63,12 +61,10 @@ class Execution:
         "drained",
         "ending",
         "graph",
-        "interrupted",
         "plan",
         "reported",
         "shape",
         "some_branch_ended",
-        "some_nursery_lent",
         "state",
         "trunk",
         "verdict",
@@ -89,16 +85,14 @@ class Execution:
             deadline=trio.current_effective_deadline(),
             artifacts=list(context.artifacts),
         )
-        self.trunk = BranchRun(self, self.shape.branches[TRUNK], self.shape.branch_names[TRUNK])
+        self.trunk = BranchRun(self, self.shape.branches[TRUNK], self.shape.branch_names[TRUNK], 0, None)
         self.branches: list[BranchRun | None] = [None] * len(self.shape.branches)
         self.branches[TRUNK] = self.trunk
         self.ending: Cause | None = None
         self.drained: Cause | None = None
-        self.interrupted = False
         self.reported = False
         self.verdict: StageRecord | Cause | None = None
         self.some_branch_ended = False
-        self.some_nursery_lent = False
         self._left = list(self.plan.waits)  # how many of its dependencies have not settled yet, by stage
         self._succeeded = [0] * len(self._left)  # how many of them have succeeded, by stage
         self._to_end: Cause | None = None  # what `ending` will be at the end of this tick
@@ -129,7 +123,7 @@ class Execution:
             return RunStatus.CANCELLED
         if self.ending is not None:  # it dies of what is no `Exception`
             return RunStatus.FAILED
-        if self.interrupted:
+        if self.trunk.interrupted:
             return RunStatus.INTERRUPTED
         complete = len(self.collector.outputs) == len(self.collector.slots)
         return RunStatus.SUCCEEDED if complete else RunStatus.PARTIAL
@@ -175,34 +169,43 @@ class Execution:
     def _start_or_skip(self, branch: int, head: int, absent: Cause | None) -> list[tuple[int, Cause | None]]:
         """Does what the join of a branch's first stage has decided, and gives the stages that were skipped."""
         if self._cut_ahead and branch in self._cut_ahead:
-            return self._skip(self.unsettled_in(branch), self._cut_ahead[branch])
-        if absent is None or self.plan.revives[branch]:
-            self._launch(branch, absent=absent, early=absent is None and self.plan.early[head])
+            return self.skip(self.unsettled_in(branch), self._cut_ahead[branch])
+        if absent is None:
+            self._launch(branch, 0, early=self.plan.early[head])
             return []
-        return self._skip(self.shape.branches[branch].strand, absent)
+        strand = self.shape.branches[branch].strand
+        if not self.plan.revives[branch]:
+            return self.skip(strand, absent)
+        # Something in it can do without the output of its first stage. If that is not on the strand, but below, the
+        # branch is started nevertheless, for its nursery.
+        bare = (at for at, number in enumerate(strand) if self.plan.starts_bare[number])
+        at = next(bare, len(strand))
+        self._launch(branch, at)
+        return self.skip(strand[:at], absent)
 
-    def _launch(self, branch: int, *, absent: Cause | None = None, early: bool = False) -> None:
+    def _launch(self, branch: int, at: int, *, early: bool = False) -> None:
         if self.ending is not None or self.drained is not None:
             return  # whoever closes around it will settle it
         plan = self.shape.branches[branch]
         parent = self.branches[plan.parent or TRUNK]
         assert parent is not None
-        assert parent.nursery is not None
         present: tuple[str, ...] | None = None
         if early:
             names = (self.shape.names[other] for other in self.shape.dependencies[plan.strand[0]])
             present = tuple(name for name in names if name in self.collector.outputs)
-        name = self.shape.branch_names[branch]
-        self.branches[branch] = run = BranchRun(self, plan, name, absent=absent, present=present)
-        start: Any = parent.nursery.start_soon  # mypy cannot see its signature through Context.run
-        self._task_context.run(start, run.execute, name=name)
+        self.branches[branch] = run = BranchRun(self, plan, self.shape.branch_names[branch], at, present)
+        if parent.nursery is None:
+            parent.early_children.append(run)
+        else:
+            self.start(run, parent.nursery)
 
-    def skip_all(self, numbers: Sequence[int], cause: Cause) -> None:
-        """Skips stages of a branch that has ended, and tells those beyond it."""
-        for number, why in self._skip(numbers, cause):
-            self.propagate(number, why)
+    def start(self, run: BranchRun, nursery: trio.Nursery) -> None:
+        """Starts the task of a branch in its parent's nursery."""
+        start_soon: Any = nursery.start_soon  # mypy cannot see its signature through Context.run
+        self._task_context.run(start_soon, run.execute, name=run.name)
 
-    def _skip(self, numbers: Sequence[int], cause: Cause) -> list[tuple[int, Cause | None]]:
+    def skip(self, numbers: Sequence[int], cause: Cause) -> list[tuple[int, Cause | None]]:
+        """Skips stages, and gives what is to be told to those after them."""
         now = trio.current_time()
         for number in numbers:
             self.collector.skip(number, cause, now)
@@ -216,6 +219,16 @@ class Execution:
             found += [number for number in self.shape.branches[index].strand if self.collector.slots[number] is None]
             todo += self.shape.branches[index].children
         return found
+
+    def relabel(self, branch: int, wrong: Cause, cause: Cause) -> None:
+        """Corrects the cause of what was cut short in a branch and below it, where that could not tell."""
+        todo = [branch]
+        for index in todo:  # grows on the way
+            for number in self.shape.branches[index].strand:
+                record = self.collector.slots[number]
+                if record is not None and record.cause is wrong:
+                    record.cause = cause
+            todo += self.shape.branches[index].children
 
     # Ending
 
@@ -240,7 +253,7 @@ class Execution:
             await wait_task_rescheduled(wake)
 
     def note(self, record: StageRecord, cause: Cause, policy: OnFailure) -> None:
-        """Notes that a stage ended in a way that means something for the run. Of several in one tick the first counts."""
+        """Notes that the ending of a stage means something for the run. Of several in one tick the first counts."""
         if self.verdict is None and policy is not OnFailure.TOLERATE:
             self.verdict = record
         if policy is OnFailure.FAIL_FAST:

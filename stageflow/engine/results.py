@@ -52,7 +52,7 @@ class PipelineResults(Mapping[str, StageOutput]):
 
     @property
     def trace(self) -> Trace:
-        """The records as something one looks at: ``rich.print(results.trace)``."""
+        """The records as something one looks at, with ``rich.print(results.trace)``."""
         from stageflow.trace import Trace  # not needed by those who do not look
 
         collector = self._collector

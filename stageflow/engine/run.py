@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
+from stageflow.engine.attempt import in_words
 from stageflow.engine.branch import CALLER
 from stageflow.engine.execution import Execution
 from stageflow.engine.results import PipelineResults
 from stageflow.errors import StageExecutionError, StageTimeoutError, UnifiedPipelineCancelled
-from stageflow.journal import CauseKind, StageRecord
+from stageflow.journal import CauseKind, RunStatus, StageRecord
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -139,7 +140,7 @@ def outcome_of(execution: Execution) -> PipelineResults:
     results = PipelineResults(collector)
     finished = f"{len(results)} of {len(collector.slots)} stages had finished; see .results"
     if verdict is None:
-        if execution.ending is None and not execution.interrupted:
+        if collector.status in {RunStatus.SUCCEEDED, RunStatus.PARTIAL}:
             return results
         # Whoever only waits for the run learns by this that it was interrupted, or killed by a KeyboardInterrupt.
         verdict = execution.ending or CALLER
@@ -147,7 +148,8 @@ def outcome_of(execution: Execution) -> PipelineResults:
         cause = verdict.cause if isinstance(verdict, StageRecord) else verdict
         assert cause is not None
         by = "" if cause.stage is None else f" by stage {cause.stage!r}"
-        message = f"pipeline {execution.graph.name!r} was cancelled{by}: {cause.reason}; {finished}"
+        how = "interrupted" if collector.status is RunStatus.INTERRUPTED else "cancelled"
+        message = f"pipeline {execution.graph.name!r} was {how}{by}: {cause.reason}; {finished}"
         raise UnifiedPipelineCancelled(message, results=results, stage=cause.stage, reason=cause.reason)
     raise _failure(execution, verdict, results, finished) from verdict.error
 
@@ -155,7 +157,8 @@ def outcome_of(execution: Execution) -> PipelineResults:
 def _failure(execution: Execution, record: StageRecord, results: PipelineResults, finished: str) -> StageExecutionError:
     original, cause = record.error, record.cause
     assert isinstance(original, Exception)
-    reason = str(original) if cause is None else cause.reason
+    # A stage may have ended well, and a task that it left in the nursery failed afterwards.
+    reason = in_words(original) if cause is None else cause.reason
     where = execution.graph.stages[record.name].where
     timed_out = cause is not None and cause.kind is CauseKind.TIMEOUT and cause.stage == record.name
     error = (StageTimeoutError if timed_out else StageExecutionError)(

@@ -158,7 +158,7 @@ def _in_topological_order(stages: Sequence[StageSpec]) -> list[StageSpec]:
 
 def _find_cycle(by_name: Mapping[str, StageSpec], stuck: set[str]) -> list[str]:
     """Finds a circle among stages of which each waits for another of them."""
-    name = min(stuck)
+    name = next(name for name in by_name if name in stuck)
     seen: dict[str, int] = {}
     path: list[str] = []
     while name not in seen:
@@ -167,7 +167,9 @@ def _find_cycle(by_name: Mapping[str, StageSpec], stuck: set[str]) -> list[str]:
         name = next(edge.stage for edge in by_name[name].after if edge.stage in stuck)
     circle = path[seen[name] :]
     circle.reverse()  # from "waits for" to "leads to"
-    return [*circle, circle[0]]
+    members = set(circle)
+    first = circle.index(next(name for name in by_name if name in members))  # begin with what was declared first
+    return [*circle[first:], *circle[: first + 1]]
 
 
 def _compile(ordered: Sequence[StageSpec], shape: Shape, on_failure: OnFailure, default_timeout: float | None) -> Plan:

@@ -49,7 +49,7 @@ class OnFailure(enum.Enum):
     ISOLATE = "isolate"
     """Everything that does not need this stage runs to its end, and then the run raises."""
     TOLERATE = "tolerate"
-    """As if it had been skipped: the run returns, `PARTIAL`. For single stages only."""
+    """As if it had been skipped; the run returns, `PARTIAL`. For single stages only."""
 
 
 class Default(enum.Enum):

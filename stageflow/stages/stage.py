@@ -144,8 +144,7 @@ class StageOptions(TypedDict, total=False):
         after: The stages it comes after: a name, `optional` of a name, or a sequence of these.
         join: When it starts, given what becomes of those: a `Join` or its lower-case name.
         when: A plain function of the stage's context, asked before the body is entered. If it gives something false,
-        the
-            stage is skipped; if it raises, the stage has failed.
+            the stage is skipped; if it raises, the stage has failed.
         timeout: The limit on one attempt, in seconds. `None` is no limit; 0 expires at the first checkpoint.
         on_failure: What its failure means for the rest of the run: an `OnFailure` or its lower-case name.
     """
@@ -214,8 +213,8 @@ def declare(name: object, runner: Any, options: Mapping[str, Any], frame: FrameT
     given = dict(options)
     if isinstance(runner, StageFunction):
         given = runner.options | given
-    elif isinstance(runner, Stage):
-        given.setdefault("kind", runner.kind)
+    elif isinstance(runner, Stage) and isinstance(cast("object", runner.kind), (StageKind, str)):
+        given.setdefault("kind", runner.kind)  # a class whose kind is a property cannot tell it
     for option in given:
         if option not in StageOptions.__annotations__:
             near = difflib.get_close_matches(option, StageOptions.__annotations__, n=1)

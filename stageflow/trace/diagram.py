@@ -146,7 +146,7 @@ def _notes(graph: Graph, spec: StageSpec) -> list[str]:
 
 
 def _join(join: Join) -> str:
-    return f"{join.count} of them" if join.mode == "n_of" else join.mode
+    return f"n_of {join.count}" if join.mode == "n_of" else join.mode
 
 
 def _name_of(condition: Callable[..., object]) -> str:

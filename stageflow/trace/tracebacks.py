@@ -104,8 +104,11 @@ def _parts(whole: traceback.TracebackException) -> Iterator[traceback.TracebackE
 def _package_of(stack: traceback.StackSummary) -> str | None:
     """The directory of the installed package that a stage belongs to, if it is an installed one."""
     for frame in stack:
-        if not frame.filename.startswith(_ENGINE):
-            return _installed_package(frame.filename)
+        if frame.filename.startswith(_ENGINE):
+            continue
+        package = _installed_package(frame.filename)
+        if package is not None or not _is_standard(frame.filename):
+            return package
     return None
 
 
@@ -117,13 +120,15 @@ def _installed_package(filename: str) -> str | None:
     return None
 
 
+def _is_standard(filename: str) -> bool:
+    return filename.startswith("<frozen ") or str(Path(filename).resolve()).startswith(_STANDARD)
+
+
 def _is_users(filename: str, own: str | None) -> bool:
-    if filename.startswith((*_ENGINE, "<frozen ")):
+    if filename.startswith(_ENGINE):
         return False
     package = _installed_package(filename)
-    if package is not None:
-        return package == own
-    return not str(Path(filename).resolve()).startswith(_STANDARD)
+    return package == own if package is not None else not _is_standard(filename)
 
 
 def _relative(frame: traceback.FrameSummary) -> traceback.FrameSummary:

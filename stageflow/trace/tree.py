@@ -96,8 +96,9 @@ class _Drawing:
                 wrong.append((ranks.index(record.state), number))
             elif record.cause is not None:
                 consequences.append((ranks.index(record.state), number))
-        order = [number for _, number in (*sorted(wrong)[:24], *sorted(consequences)[:6])]
-        return list(dict.fromkeys([*order, *samples(self._trace.shape, self._weights())]))
+        first, later = [number for _, number in sorted(wrong)], [number for _, number in sorted(consequences)]
+        others = samples(self._trace.shape, self._weights())
+        return list(dict.fromkeys([*first[:6], *others[:3], *first[6:24], *later[:6], *others]))
 
     def _weights(self) -> list[float]:
         """For every branch, how long it and everything below it took."""

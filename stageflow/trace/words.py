@@ -85,11 +85,7 @@ def listed(names: Sequence[str], most: int) -> str:
 
 def in_words(error: BaseException) -> str:
     """Gives an error in one line: its type and message."""
-    try:
-        text = one_line(str(error))
-    except Exception:  # a user's class may do anything
-        text = "(its message cannot be shown)"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{type(error).__name__}: {_message(error)}".removesuffix(": ")
 
 
 def why(record: StageRecord) -> str:
@@ -99,7 +95,7 @@ def why(record: StageRecord) -> str:
         return ""
     reason = one_line(cause.reason)
     if cause.stage is not None and cause.stage != record.name:
-        return f"because {shortened(one_line(cause.stage), 40)} {_ENDED[cause.kind]}"
+        return f"because '{shortened(one_line(cause.stage), 40)}' {_ENDED[cause.kind]}"
     match cause.kind, cause.stage:
         case CauseKind.CANCEL, None:
             return f"Run.cancel: {reason}"
@@ -109,6 +105,9 @@ def why(record: StageRecord) -> str:
             return f"cancelled the run: {reason}"
         case CauseKind.CANCEL_BRANCH, _:
             return f"ended its branch: {reason}"
+        case CauseKind.FAILURE, _ if record.error is not None and reason == _message(record.error):
+            # It was given to `StageOutput.fail`; a RuntimeError was made there, from words.
+            return reason if type(record.error) is RuntimeError else in_words(record.error)
         case _:
             return reason
 
@@ -116,6 +115,13 @@ def why(record: StageRecord) -> str:
 def ascii_only(text: str) -> str:
     """Gives a drawing in characters that every terminal has."""
     return text.translate(_ASCII).encode("ascii", "replace").decode()
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return one_line(str(error))
+    except Exception:  # a user's class may do anything
+        return "(its message cannot be shown)"
 
 
 def _fitting(text: str, width: int) -> str:
