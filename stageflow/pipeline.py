@@ -13,7 +13,7 @@ from stageflow.errors import DefinitionError, DuplicateStageError
 from stageflow.graph import Graph
 from stageflow.journal import StageState
 from stageflow.output import StageOutput
-from stageflow.stages import Dependency, OnFailure, Runner, StageOptions, StageSpec, caller, declare
+from stageflow.stages import Dependency, OnFailure, Runner, StageOptions, StageSpec, caller, declare, name_of
 from stageflow.stages.policy import check_member, check_name, check_timeout, dependencies
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ async def run_stage(
     """
     if "after" in options:
         raise DefinitionError("run_stage() takes inputs= instead of after=: a mapping from names to outputs")
-    name = getattr(runner, "name", None) or getattr(runner, "__name__", None) or type(runner).__name__
+    name: str = name_of(runner) or str(getattr(runner, "__name__", type(runner).__name__))
     before = inputs or {}
     if name in before:
         raise DefinitionError(f"stage {name!r} cannot come after itself: rename that one of inputs=")

@@ -97,13 +97,15 @@ def _without_cancellation(raised: BaseException) -> BaseException | None:
 
 def in_words(error: BaseException) -> str:
     """Gives an error in one line: its type and message; those of a group of one are those of that one."""
-    if isinstance(error, BaseExceptionGroup):
-        errors = cast("BaseExceptionGroup[BaseException]", error).exceptions
-        if len(errors) == 1:
-            return in_words(next(iter(errors)))
-    kind = type(cast("BaseException", error)).__name__
-    text = " ".join(str(error).split())
+    inner = _parts(error)
+    if len(inner) == 1:
+        return in_words(next(iter(inner)))
+    kind, text = type(error).__name__, " ".join(str(error).split())
     return f"{kind}: {text}" if text else kind
+
+
+def _parts(error: BaseException) -> tuple[BaseException, ...]:
+    return cast("BaseExceptionGroup[BaseException]", error).exceptions if isinstance(error, BaseExceptionGroup) else ()
 
 
 def _shown(value: Any) -> str:

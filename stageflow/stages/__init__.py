@@ -1,7 +1,18 @@
 """What a user declares: stages, and the values that say how they are run."""
 
 from stageflow.stages.policy import DEFAULT, Default, Dependency, Join, OnFailure, StageKind, optional
-from stageflow.stages.stage import Body, Runner, Stage, StageFunction, StageOptions, StageSpec, caller, declare, stage
+from stageflow.stages.stage import (
+    Body,
+    Runner,
+    Stage,
+    StageFunction,
+    StageOptions,
+    StageSpec,
+    caller,
+    declare,
+    name_of,
+    stage,
+)
 
 __all__ = [
     "DEFAULT",
@@ -18,6 +29,7 @@ __all__ = [
     "StageSpec",
     "caller",
     "declare",
+    "name_of",
     "optional",
     "stage",
 ]

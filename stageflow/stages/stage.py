@@ -30,7 +30,18 @@ if TYPE_CHECKING:
     from stageflow.context import StageContext
     from stageflow.output import StageOutput
 
-__all__ = ["Body", "Runner", "Stage", "StageFunction", "StageOptions", "StageSpec", "caller", "declare", "stage"]
+__all__ = [
+    "Body",
+    "Runner",
+    "Stage",
+    "StageFunction",
+    "StageOptions",
+    "StageSpec",
+    "caller",
+    "declare",
+    "name_of",
+    "stage",
+]
 
 Body: TypeAlias = "Callable[[StageContext], Coroutine[Any, Any, Any]]"
 """An async function that does a stage's work."""
@@ -209,7 +220,7 @@ def declare(name: object, runner: Any, options: Mapping[str, Any], frame: FrameT
     Raises:
         DefinitionError: Something about it cannot be right.
     """
-    title = check_name(getattr(runner, "name", None) if name is None else name, "a stage")
+    title = check_name(name_of(runner) if name is None else name, "a stage")
     given = dict(options)
     if isinstance(runner, StageFunction):
         given = runner.options | given
@@ -245,6 +256,12 @@ def declare(name: object, runner: Any, options: Mapping[str, Any], frame: FrameT
         else check_member(OnFailure, on_failure, f"on_failure of stage {title!r}"),
         declared_at=None if frame is None else (frame.f_code.co_filename, frame.f_lineno),
     )
+
+
+def name_of(runner: Any) -> str | None:
+    """Gives the name that a runner has of its own; a class whose name is a property cannot tell it."""
+    name = getattr(runner, "name", None)
+    return name if isinstance(name, str) else None
 
 
 def _body(runner: Any, name: str) -> Body:
