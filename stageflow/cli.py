@@ -172,13 +172,14 @@ def _audit(targets: Sequence[Target], console: Console | None) -> tuple[Pipeline
             if console is not None:
                 await _show_progress(console, run, targets)
 
+    interrupted = False
     try:
         trio.run(audit)
-    except KeyboardInterrupt:
-        if not runs:
-            raise
-        return runs[0].results, True
-    return runs[0].results, False
+    except* KeyboardInterrupt:  # it comes in a group if it met the nursery that waits for the run
+        interrupted = True
+    if not runs:
+        raise KeyboardInterrupt
+    return runs[0].results, interrupted
 
 
 async def _show_progress(console: Console, run: Run, targets: Sequence[Target]) -> None:
@@ -243,10 +244,13 @@ def _show(where: str, *, as_mermaid: bool) -> int:
     pipelines = [key for key, value in vars(module).items() if isinstance(value, (Pipeline, StageGraph))]
     if not colon or not name:
         raise _UsageError(f"write MODULE:PIPELINE; {_hint('', [f'{module_name}:{key}' for key in pipelines])}")
-    found = getattr(module, name, None)
+    if not hasattr(module, name):
+        raise _UsageError(f"module {module_name!r} has no {name!r}; {_hint(name, pipelines)}")
+    found = getattr(module, name)
     if not isinstance(found, (Pipeline, StageGraph)):
-        what = "has no" if not hasattr(module, name) else f"has, but as {type(found).__name__} and not as pipeline, a"
-        raise _UsageError(f"module {module_name!r} {what} {name!r}; {_hint(name, pipelines)}")
+        kind = type(found).__name__
+        what = f"{name!r} of module {module_name!r} is no pipeline, but of type {kind!r}"
+        raise _UsageError(f"{what}; {_hint(name, pipelines)}")
     try:
         graph = found.build() if isinstance(found, Pipeline) else found
     except DefinitionError as error:
@@ -259,9 +263,8 @@ def _show(where: str, *, as_mermaid: bool) -> int:
 
 
 def _imported(name: str) -> ModuleType:
-    if not all(part.isidentifier() for part in name.split(".")):
-        dotted = ".".join(Path(name).with_suffix("").parts)
-        hint = f"; did you mean {dotted!r}?" if name.endswith(".py") else ""
+    if name.endswith(".py") or not all(part.isidentifier() for part in name.split(".")):
+        hint = f"; did you mean {'.'.join(Path(name).with_suffix('').parts)!r}?" if name.endswith(".py") else ""
         raise _UsageError(f"{name!r} is no name of a module{hint}")
     here = str(Path.cwd())
     if here not in sys.path:

@@ -33,21 +33,27 @@ _LINES = 36  # of all tracebacks together
 
 def draw_errors(records: Sequence[StageRecord], width: int) -> Iterator[Text]:
     """Draws those errors of a run of which there is more to say than a line, the first ones first."""
-    failed = [record for record in records if record.error is not None and says_more(record.error)]
+    failed = [record for record in records if record.error is not None]
     failed.sort(key=lambda record: len(records) if record.place is None else record.place)
-    most = _LINES // max(1, min(len(failed), _ERRORS))
-    for record in failed[:_ERRORS]:
-        assert record.error is not None
+    shown: list[tuple[str, list[str]]] = []
+    seen = 0
+    for record in failed:
+        if len(shown) == _ERRORS:
+            break
+        seen += 1
+        if record.error is not None and says_more(record.error):
+            shown.append((one_line(record.name), trimmed(record.error)))
+    for name, lines in shown:
         yield Text()
-        yield Text.assemble(("✗ ", "bold red"), (one_line(record.name), "bold"), no_wrap=True, overflow="ellipsis")
-        lines = trimmed(record.error)
+        yield Text.assemble(("✗ ", "bold red"), (name, "bold"), no_wrap=True, overflow="ellipsis")
+        most = _LINES // len(shown)
         if len(lines) > most:
             left_out = len(lines) - most + 1
             lines[most // 3 : most // 3 + left_out] = [f"… {left_out} more lines"]
         for line in lines:
             yield from _fitted(line, width)
-    if len(failed) > _ERRORS:
-        yield Text(f"\n… {len(failed) - _ERRORS:,} more errors; see .error of the records", "italic")
+    if seen < len(failed):
+        yield Text(f"\n… {len(failed) - seen:,} more errors; see .error of the records", "italic")
 
 
 def says_more(error: BaseException) -> bool:
@@ -83,7 +89,7 @@ def trimmed(error: BaseException) -> list[str]:
     own = _package_of(whole.stack)
     for part in _parts(whole):
         part.stack = traceback.StackSummary.from_list(
-            [_relative(frame) for frame in part.stack if _is_users(frame.filename, own)]
+            [_plain(frame) for frame in part.stack if _is_users(frame.filename, own)]
         )
     lines = "".join(whole.format()).rstrip().splitlines()
     if not whole.stack and lines and lines[0].startswith("Traceback"):
@@ -131,8 +137,9 @@ def _is_users(filename: str, own: str | None) -> bool:
     return package == own if package is not None else not _is_standard(filename)
 
 
-def _relative(frame: traceback.FrameSummary) -> traceback.FrameSummary:
-    """Gives a frame whose file is named from the working directory, if it is below that."""
+def _plain(frame: traceback.FrameSummary) -> traceback.FrameSummary:
+    """Gives a frame with its file named from the working directory, if it is below that, and a single line of code."""
     with contextlib.suppress(ValueError, OSError):
         frame.filename = str(Path(frame.filename).relative_to(Path.cwd()))
+    frame.colno = frame.end_colno = None  # no carets, which every version of Python draws in another way
     return frame
