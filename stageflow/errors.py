@@ -22,7 +22,7 @@ survives `pickle` and `copy` with its attributes (not with its traceback).
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -44,6 +44,8 @@ __all__ = [
     "StageflowError",
     "UnifiedPipelineCancelled",
     "UnknownStageError",
+    "in_words",
+    "ungroup",
 ]
 
 
@@ -219,3 +221,22 @@ class OutputConflictError(StageflowError):
     def __init__(self, stage: str) -> None:
         self.stage = stage
         super().__init__(f"{stage!r} has an output already, and an output is written once; use another name")
+
+
+def in_words(error: BaseException) -> str:
+    """Gives an error in one line: its type and message; for a group of one, those of that one."""
+    error = ungroup(error)
+    try:
+        text = " ".join(str(error).split())
+    except Exception as broken:  # it is the user's, and may do anything
+        text = f"its message cannot be shown, for __str__ raised {type(broken).__name__}"
+    name = type(error).__name__
+    return f"{name}: {text}" if text else name
+
+
+def ungroup(error: BaseException) -> BaseException:
+    """Gives the one exception in a group of one, however deep; any other error as it is."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    parts = cast("BaseExceptionGroup[BaseException]", error).exceptions
+    return ungroup(parts[0]) if len(parts) == 1 else cast("BaseException", error)

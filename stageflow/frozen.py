@@ -8,7 +8,10 @@ them: a lock against mistakes, not against intent.
 
 from __future__ import annotations
 
-from typing import Any, Generic, NoReturn, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast, final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["FrozenDict", "FrozenList", "freeze"]
 
@@ -37,8 +40,8 @@ class FrozenDict(dict[K, V], Generic[K, V]):
 
     __slots__ = ()
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, items: Mapping[K, V] | Iterable[tuple[K, V]] = (), /, **more: V) -> None:
+        super().__init__(items, **more)
         if not _LEAVES.issuperset(map(type, self.values())):
             _fill_all({}, [(self, dict(self))])
 
@@ -68,8 +71,8 @@ class FrozenList(list[V], Generic[V]):
 
     __slots__ = ()
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, items: Iterable[V] = (), /) -> None:
+        super().__init__(items)
         if not _LEAVES.issuperset(map(type, self)):
             _fill_all({}, [(self, list(self))])
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import attrs
 
+from stageflow.errors import in_words
 from stageflow.frozen import FrozenDict, freeze
 
 if TYPE_CHECKING:
@@ -85,10 +86,10 @@ class StageOutput:
             recoverable: Whether trying again may help.
             **fields: What the stage has to show nevertheless; kept as the record's `partial`.
         """
-        if not isinstance(error, Exception):
-            error = RuntimeError(_said(error, "fail"))
+        reason = in_words(error) if isinstance(error, Exception) else _said(error, "fail")
+        original = error if isinstance(error, Exception) else RuntimeError(reason)
         data: FrozenDict[str, Any] = FrozenDict(fields) if fields else _NOTHING
-        return cls(StageStatus.FAIL, data, reason=str(error), error=error, recoverable=recoverable)
+        return cls(StageStatus.FAIL, data, reason=reason, error=original, recoverable=recoverable)
 
     @classmethod
     def cancel(cls, reason: str) -> StageOutput:

@@ -194,6 +194,8 @@ class StageGraph(Graph):
     async def run(self, ctx: PipelineContext | Mapping[str, Any] | None = None) -> PipelineResults:
         """Runs the graph in the calling task, and waits until everything has ended.
 
+        The stages of the trunk run in the calling task itself. What they set in context variables stays set there.
+
         Args:
             ctx: What the stages shall know: a `PipelineContext`, a mapping, which is taken as its `data`, or nothing.
 
@@ -290,9 +292,14 @@ def _giver(output: StageOutput | Mapping[str, Any]) -> Callable[[StageContext], 
     return give
 
 
+_NO_CONTEXT = PipelineContext()
+
+
 def _as_context(ctx: PipelineContext | Mapping[str, Any] | None) -> PipelineContext:
     if isinstance(ctx, PipelineContext):
         return ctx
-    if ctx is None or isinstance(cast("object", ctx), Mapping):
+    if ctx is None:
+        return _NO_CONTEXT
+    if isinstance(cast("object", ctx), Mapping):
         return PipelineContext(data=ctx)
     raise TypeError(f"a run takes a PipelineContext, a mapping as its data, or nothing, not {ctx!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, final
 
 import attrs
@@ -85,6 +85,10 @@ def _frozen_mapping(value: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return FrozenDict(value or {})
 
 
+def _as_tuple(artifacts: Iterable[Artifact]) -> tuple[Artifact, ...]:
+    return tuple(artifacts)
+
+
 def _frozen_input(value: Any) -> Any:
     return freeze({} if value is None else value)
 
@@ -112,7 +116,7 @@ class PipelineContext(Context):
     tenant: str | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
     data: Any = attrs.field(default=None, converter=_frozen_input)  # pyright: ignore[reportUnknownVariableType]
     snapshot: ContextSnapshot = attrs.field(factory=ContextSnapshot)  # pyright: ignore[reportIncompatibleMethodOverride]
-    artifacts: tuple[Artifact, ...] = attrs.field(default=(), converter=tuple)
+    artifacts: tuple[Artifact, ...] = attrs.field(default=(), converter=_as_tuple)
     metadata: Mapping[str, Any] = attrs.field(default=None, converter=_frozen_mapping)
 
     @property

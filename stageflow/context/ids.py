@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-import uuid
 
 __all__ = ["new_run_id"]
 
@@ -23,9 +22,10 @@ def new_run_id() -> str:
     with _lock:
         milliseconds, bits = time.time_ns() // 1_000_000, secrets.randbits(_RANDOM_BITS - 1)
         if milliseconds <= _last[0]:
-            milliseconds, bits = _last[0], _last[1] + 1 + secrets.randbits(32)
+            milliseconds, bits = _last[0], _last[1] + 1 + (bits >> 41)
             if bits >> _RANDOM_BITS:
-                milliseconds, bits = milliseconds + 1, secrets.randbits(_RANDOM_BITS - 1)
+                milliseconds, bits = milliseconds + 1, bits & ((1 << (_RANDOM_BITS - 1)) - 1)
         _last[:] = milliseconds, bits
     high, low = bits >> 62, bits & ((1 << 62) - 1)
-    return str(uuid.UUID(int=milliseconds << 80 | 0x7 << 76 | high << 64 | 0b10 << 62 | low))
+    digits = f"{milliseconds << 80 | 0x7 << 76 | high << 64 | 0b10 << 62 | low:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

@@ -12,7 +12,7 @@ from stageflow.errors import ContractViolation
 from stageflow.frozen import freeze
 from stageflow.output import NOTHING, StageOutput, StageStatus
 
-__all__ = ["Suspended", "as_failure", "as_output", "in_words", "is_cancellation"]
+__all__ = ["Suspended", "as_failure", "as_output", "is_cancellation"]
 
 
 @final
@@ -93,19 +93,6 @@ def _without_cancellation(raised: BaseException) -> BaseException | None:
         cancelled, rest = group.split(trio.Cancelled)
         return group if cancelled is None else rest
     return None if isinstance(raised, trio.Cancelled) else raised
-
-
-def in_words(error: BaseException) -> str:
-    """Gives an error in one line: its type and message; those of a group of one are those of that one."""
-    inner = _parts(error)
-    if len(inner) == 1:
-        return in_words(next(iter(inner)))
-    kind, text = type(error).__name__, " ".join(str(error).split())
-    return f"{kind}: {text}" if text else kind
-
-
-def _parts(error: BaseException) -> tuple[BaseException, ...]:
-    return cast("BaseExceptionGroup[BaseException]", error).exceptions if isinstance(error, BaseExceptionGroup) else ()
 
 
 def _shown(value: Any) -> str:

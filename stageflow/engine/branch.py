@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, final
 import trio
 from trio.lowlevel import checkpoint_if_cancelled
 
-from stageflow.engine.attempt import as_failure, in_words, is_cancellation
+from stageflow.engine.attempt import as_failure, is_cancellation
 from stageflow.engine.strand import Strand
+from stageflow.errors import in_words
 from stageflow.journal import Cause, CauseKind, StageRecord, StageState
 from stageflow.output import StageOutput
 
@@ -54,7 +55,7 @@ class BranchRun(Strand):
         self._lender: StageRecord | None = None  # the stage that asked for the nursery last
 
     async def execute(self) -> None:  # noqa: ASYNC910  # leaving a nursery is a checkpoint
-        """Runs the branch and everything below it. Raises nothing but what is neither `Exception` nor cancellation."""
+        """Runs the branch and everything below it. It raises nothing: what has happened is written down."""
         raised: BaseException | None = None
         try:
             async with trio.open_nursery() as nursery:
@@ -75,15 +76,15 @@ class BranchRun(Strand):
     async def _cut_short(self, raised: BaseException | None) -> None:  # noqa: ASYNC910
         """Finds out what ended the branch, if it has not come to its end by itself.
 
-        The caller's cancellation is not passed on, so that a thousand branches do not hand a thousand of it up through
-        groups; the execution raises it again, once, in the caller's own task. Each branch looks whether it can still
-        be seen outside of its own nursery, and tells its parent; for a stage may have cancelled just that nursery.
+        Neither the caller's cancellation nor a `KeyboardInterrupt` is passed on, so that a thousand branches do not
+        hand a thousand of it up through groups; the execution raises it again, once, in the caller's own task. Each
+        branch looks whether the cancellation is still there outside of its own nursery, and tells its parent; for a
+        stage may have cancelled just that nursery.
         """
         execution = self._execution
         failure = None if raised is None else as_failure(raised)
         if raised is not None and failure is None and not is_cancellation(raised):
             execution.dies_of(raised, self._current)
-            raise raised
         from_outside = False
         if self.why() is None:
             from_outside = await _is_cancelled()
@@ -184,7 +185,7 @@ class BranchRun(Strand):
         if why is not None:
             return why.reason
         if self._current is not None and self._scope.cancel_called:
-            return str(self._time_is_up())
+            return self._time_is_up().reason
         return None if trio.current_effective_deadline() > -math.inf else CALLER.reason
 
 

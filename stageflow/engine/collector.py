@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from stageflow.graph import Shape
-    from stageflow.output import StageOutput
+    from stageflow.output import Artifact, StageOutput
 
 __all__ = ["Collector", "Inputs", "Records"]
 
@@ -37,20 +37,36 @@ class Collector:
         started: When it began, on Trio's clock.
         ended: When it ended, on Trio's clock.
         status: How far it is.
+        artifacts: Every artifact so far.
         outputs: The output of every stage that succeeded.
         slots: The record of every stage that has one yet.
         failures: The records of the stages that failed, in the order in which they did.
     """
 
-    __slots__ = ("_places", "began_at", "ended", "failures", "outputs", "run_id", "shape", "slots", "started", "status")
+    __slots__ = (
+        "_places",
+        "artifacts",
+        "began_at",
+        "ended",
+        "failures",
+        "outputs",
+        "run_id",
+        "shape",
+        "slots",
+        "started",
+        "status",
+    )
 
-    def __init__(self, shape: Shape, run_id: str, *, started: float, began_at: datetime) -> None:
+    def __init__(
+        self, shape: Shape, run_id: str, *, started: float, began_at: datetime, artifacts: list[Artifact]
+    ) -> None:
         self.shape = shape
         self.run_id = run_id
         self.began_at = began_at
         self.started = started
         self.ended: float | None = None
         self.status = RunStatus.RUNNING
+        self.artifacts = artifacts
         self.outputs: OutputBag[StageOutput] = OutputBag()
         self.slots: list[StageRecord | None] = [None] * len(shape.names)
         self.failures: list[StageRecord] = []

@@ -16,10 +16,9 @@ from trio.lowlevel import Abort, checkpoint_if_cancelled, wait_task_rescheduled
 
 from stageflow.context.ids import new_run_id
 from stageflow.context.stage_context import RunState
-from stageflow.engine.attempt import in_words
 from stageflow.engine.branch import BranchRun
 from stageflow.engine.collector import Collector
-from stageflow.errors import DefinitionError, MissingOutputError, UnknownStageError
+from stageflow.errors import DefinitionError, MissingOutputError, UnknownStageError, in_words, ungroup
 from stageflow.graph.branches import TRUNK
 from stageflow.journal import Cause, CauseKind, RunStatus, StageRecord
 from stageflow.stages import OnFailure
@@ -42,6 +41,7 @@ class Execution:
         state: What the contexts of its stages share.
         trunk: The outermost branch.
         branches: The branches that have been started, by number.
+        fatal: What a stage raised that nobody may hold back, like `KeyboardInterrupt`.
         ending: Why everything is being cancelled, once it is.
         drained: Why nothing is started any more, once it is not.
         reported: Whether somebody has been given the results, or the error.
@@ -60,6 +60,7 @@ class Execution:
         "collector",
         "drained",
         "ending",
+        "fatal",
         "graph",
         "plan",
         "reported",
@@ -76,18 +77,20 @@ class Execution:
         self.shape = graph.shape
         now = trio.current_time()
         run_id = context.run_id or new_run_id()
-        self.collector = Collector(graph.shape, run_id, started=now, began_at=datetime.now(UTC))
+        artifacts = list(context.artifacts)
+        self.collector = Collector(graph.shape, run_id, started=now, began_at=datetime.now(UTC), artifacts=artifacts)
         self.state = RunState(
             pipeline=graph.name,
             run_id=run_id,
             origin=context,
             started=now,
             deadline=trio.current_effective_deadline(),
-            artifacts=list(context.artifacts),
+            artifacts=artifacts,
         )
         self.trunk = BranchRun(self, self.shape.branches[TRUNK], self.shape.branch_names[TRUNK], 0, None)
         self.branches: list[BranchRun | None] = [None] * len(self.shape.branches)
         self.branches[TRUNK] = self.trunk
+        self.fatal: BaseException | None = None
         self.ending: Cause | None = None
         self.drained: Cause | None = None
         self.reported = False
@@ -107,12 +110,15 @@ class Execution:
 
         Raises:
             trio.Cancelled: A scope around the run was cancelled, and nothing had gone wrong before.
+            BaseException: A stage raised it, and it is neither that nor an `Exception`.
         """
         try:
             await self.trunk.execute()
         finally:
             self.collector.ended = trio.current_time()
             self.collector.status = self._status()
+        if self.fatal is not None:
+            raise self.fatal
         if self.collector.status is RunStatus.INTERRUPTED:
             await checkpoint_if_cancelled()
 
@@ -302,6 +308,8 @@ class Execution:
 
     def dies_of(self, raised: BaseException, record: StageRecord | None) -> None:
         """Notes that a stage raised what must not be caught, like `KeyboardInterrupt`, which ends the run anyway."""
+        raised = ungroup(raised)
+        self.fatal = self.fatal or raised
         if record is not None and record.error is None:
             record.error = raised
         self.end(Cause(CauseKind.FAILURE, None if record is None else record.name, in_words(raised)))

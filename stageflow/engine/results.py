@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, final
 
 from stageflow.engine.collector import Collector, Records
-from stageflow.output import StageOutput
+from stageflow.output import Artifact, StageOutput
 
 if TYPE_CHECKING:
     from stageflow.journal import RunStatus, StageRecord
@@ -49,6 +49,11 @@ class PipelineResults(Mapping[str, StageOutput]):
         """What stages that did not succeed (yet) had saved, by stage."""
         records = (record for record in self._collector.slots if record is not None)
         return {record.name: record.partial for record in records if record.partial and record.output is None}
+
+    @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """The artifacts that came with the run and those that stages added, in that order."""
+        return tuple(self._collector.artifacts)
 
     @property
     def trace(self) -> Trace:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
-from stageflow.engine.attempt import in_words
 from stageflow.engine.branch import CALLER
 from stageflow.engine.execution import Execution
 from stageflow.engine.results import PipelineResults
-from stageflow.errors import StageExecutionError, StageTimeoutError, UnifiedPipelineCancelled
+from stageflow.errors import StageExecutionError, StageTimeoutError, UnifiedPipelineCancelled, in_words
 from stageflow.journal import CauseKind, RunStatus, StageRecord
 
 if TYPE_CHECKING:
@@ -123,6 +122,10 @@ async def open_run(graph: Graph, context: PipelineContext) -> AsyncGenerator[Run
     except trio.Cancelled:  # noqa: ASYNC103
         if raised is None:
             raise
+    except BaseException:
+        if execution.fatal is None:
+            raise
+        raise execution.fatal from None  # without the group that the nursery made of it
     if raised is not None:
         raise raised
     if not execution.reported:

@@ -30,9 +30,9 @@ import trio
 from trio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from stageflow.context import StageContext
-from stageflow.engine.attempt import Suspended, as_failure, as_output, in_words
+from stageflow.engine.attempt import Suspended, as_failure, as_output
 from stageflow.engine.collector import Inputs
-from stageflow.errors import ContractViolation, DefinitionError
+from stageflow.errors import ContractViolation, DefinitionError, in_words
 from stageflow.journal import Cause, CauseKind, StageRecord, StageState
 from stageflow.output import StageOutput, StageStatus
 from stageflow.stages import OnFailure
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from stageflow.context.stage_context import RunState, StagePart
     from stageflow.engine.execution import Execution
     from stageflow.graph import Branch
+    from stageflow.stages.stage import Condition
 
 __all__ = ["Strand"]
 
@@ -124,7 +125,7 @@ class Strand(ABC):
                     break  # the strand is done, or the run starts nothing any more
                 going_on = await self._conclude(ending)
             elif self._current is not None:
-                going_on = await self._conclude(StageOutput.fail(self._time_is_up()), CauseKind.TIMEOUT)
+                going_on = await self._conclude(self._time_is_up(), CauseKind.TIMEOUT)
             # Otherwise a stage had ended in spite of its limit, and just the scope is spent.
         if self.branch.parent is None and not self.branch.strand:
             self._execution.launch_roots()
@@ -167,7 +168,7 @@ class Strand(ABC):
                 try:
                     context = StageContext(self, record)
                     condition = plan.conditions[number]
-                    if condition is None or condition(context):
+                    if condition is None or self._is_met(condition, context, record):
                         body = plan.bodies[number](context)
                         try:
                             trap = body.send(None)
@@ -180,7 +181,6 @@ class Strand(ABC):
                             self._rested = trio.current_time()
                         output = as_output(returned, record.name)
                     else:
-                        record.attempts, record.started = 0, None
                         output = _CONDITION
                 except trio.Cancelled:
                     raise
@@ -203,6 +203,14 @@ class Strand(ABC):
             if self._current is None and self._last is not None and self._last.started is not None:
                 self._last.after_cancel = True
             raise
+
+    def _is_met(self, condition: Condition, context: StageContext, record: StageRecord) -> bool:
+        """Asks a condition; the stage counts as entered only if it says yes."""
+        started, record.started, record.attempts = record.started, None, 0
+        met = bool(condition(context))
+        if met:
+            record.started, record.attempts = started, 1
+        return met
 
     def _arm(self) -> None:
         """Puts the scope's deadline where the limit on the current stage is.
@@ -256,16 +264,17 @@ class Strand(ABC):
         self._last = record
         self._absent = cause
         self._at += 1
-        try:
-            await checkpoint_if_cancelled()
-        except trio.Cancelled:
+        why = self.why()
+        if why is None:
+            try:
+                await checkpoint_if_cancelled()
+            except trio.Cancelled:
+                record.after_cancel = True  # and if the caller had cancelled the run, it means nothing to others
+                raise
+        else:
             record.after_cancel = True
-            # What fails while the whole run ends is only written down. But if just a branch was being ended, the
-            # failure is news to the run.
-            if policy is not None and execution.some_branch_ended and self.why() is not execution.ending:
-                execution.note(record, cause, policy)
-                execution.act()
-            raise
+            if why is execution.ending:
+                return False  # likewise; but if just a branch was being ended, what a stage says is news to the run
 
         if policy is None:
             if target is self:
@@ -281,8 +290,9 @@ class Strand(ABC):
         await execution.at_end_of_tick(execution.act)
         return False
 
-    def _time_is_up(self) -> TimeoutError:
-        return TimeoutError(f"ran longer than its limit of {self._limit or 0.0:g} s")
+    def _time_is_up(self) -> StageOutput:
+        reason = f"ran longer than its limit of {self._limit or 0.0:g} s"
+        return StageOutput(StageStatus.FAIL, reason=reason, error=TimeoutError(reason))
 
     # What the contexts of its stages ask (`StageHost`), as far as the strand knows it
 

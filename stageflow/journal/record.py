@@ -41,7 +41,7 @@ class RunStatus(enum.Enum):
     PARTIAL = "partial"
     """It returned, and some stages were skipped, cancelled with their branch, or failed and were tolerated."""
     FAILED = "failed"
-    """A stage failed, and the run raised `StageExecutionError` (or what no run can hold back, like `KeyboardInterrupt`)."""
+    """It raised `StageExecutionError`, or what no run may hold back, like `KeyboardInterrupt`."""
     CANCELLED = "cancelled"
     """It raised `UnifiedPipelineCancelled`."""
     INTERRUPTED = "interrupted"
