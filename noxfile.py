@@ -3,9 +3,12 @@
 `nox` runs them all; `nox -s tests -- -k name` passes what follows `--` on to pytest.
 """
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 nox.needs_version = ">=2025.10.14"
 nox.options.sessions = ["lint", "typing", "tests", "docs"]
@@ -68,6 +71,29 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks."""
+    """Run the benchmarks. `--peers`, or `--peers=dask,dbos`, takes in others, each in an environment of its own."""
     session.install(".", *group("bench"))
-    session.run("python", "-m", "benchmarks", *session.posargs)
+    asked = [argument for argument in session.posargs if argument.split("=")[0] == "--peers"]
+    others = [argument for argument in session.posargs if argument not in asked]
+    if asked:
+        names = [name for argument in asked for name in argument.partition("=")[2].split(",") if name]
+        others = ["--peers", str(peers(session, names)), *others]
+    session.run("python", "-m", "benchmarks", *others)
+
+
+def peers(session: nox.Session, names: list[str]) -> Path:
+    """Make the environments of the benchmarks' peers, or of some of them; where that fails, leave pip's words."""
+    listed = nox.project.load_toml("benchmarks/peers.toml")
+    if unknown := set(names) - set(listed):
+        session.error(f"no such peers: {', '.join(sorted(unknown))}; there are {', '.join(listed)}")
+    session.install("virtualenv")
+    place = Path(session.create_tmp(), "peers").resolve()
+    for name in names or listed:
+        session.run("virtualenv", "--quiet", str(place / name))
+        with (place / f"{name}.log").open("w") as log:
+            pip = [str(place / name / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+            try:
+                session.run(*pip, *listed[name]["requires"], external=True, stdout=log, stderr=subprocess.STDOUT)
+            except CommandFailed:
+                shutil.rmtree(place / name)
+    return place

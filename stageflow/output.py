@@ -69,7 +69,8 @@ class StageOutput:
         if fields:
             if not isinstance(data, Mapping):
                 raise TypeError(f"fields can be added to a mapping only, not to {type(data).__name__!r}")
-            return cls(StageStatus.OK, FrozenDict({**data, **fields}))
+            merged: dict[str, Any] = {**data, **fields}
+            return cls(StageStatus.OK, FrozenDict(merged))
         return cls(StageStatus.OK, freeze(data))
 
     @classmethod
