@@ -20,6 +20,8 @@ from stageflow.journal import Cause, CauseKind, StageRecord, StageState
 from stageflow.output import StageOutput
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from stageflow.context.stage_context import StagePart
     from stageflow.engine.execution import Execution
     from stageflow.graph import Branch
@@ -34,6 +36,7 @@ class BranchRun(Strand):
     """One branch of one run.
 
     Attributes:
+        parent: The branch that holds it; `None` for the trunk.
         cause: Why it is being ended on its own, once it is.
         nursery: Its nursery, once its task has begun.
         interrupted: Whether something in it was cut short by a scope around it, as far as its children can tell.
@@ -41,12 +44,13 @@ class BranchRun(Strand):
         early_children: Branches that were to start in it before it had begun itself: its own strand was skipped.
     """
 
-    __slots__ = ("_lender", "cause", "closed", "early_children", "interrupted", "nursery")
+    __slots__ = ("_lender", "cause", "closed", "early_children", "interrupted", "nursery", "parent")
 
     def __init__(
-        self, execution: Execution, branch: Branch, name: str, at: int, present: tuple[str, ...] | None
+        self, execution: Execution, parent: BranchRun | None, branch: Branch, at: int, present: tuple[str, ...] | None
     ) -> None:
-        super().__init__(execution, branch, name, at, present)
+        super().__init__(execution, branch, at, present)
+        self.parent = parent
         self.cause: Cause | None = None
         self.nursery: trio.Nursery | None = None
         self.interrupted = False
@@ -62,8 +66,8 @@ class BranchRun(Strand):
                 self.nursery = nursery
                 if self.cause is not None or self._execution.ending is not None:  # it was ended before it began
                     nursery.cancel_scope.cancel(reason=str(self.why()))
-                for child in self.early_children:
-                    self._execution.start(child, nursery)
+                while self.early_children:
+                    self._execution.start(self.early_children.pop(0), nursery)
                 await self.run_strand()
         except BaseException as error:  # noqa: ASYNC103  # _cut_short sees to it
             raised = error
@@ -97,11 +101,8 @@ class BranchRun(Strand):
         if self.interrupted and not from_outside:
             execution.relabel(self.branch.index, CALLER, self.why() or CALLER)
         self.interrupted = from_outside
-        parent = self.branch.parent
-        if from_outside and parent is not None:
-            above = execution.branches[parent]
-            assert above is not None
-            above.interrupted = True
+        if from_outside and self.parent is not None:
+            self.parent.interrupted = True
 
     def end(self, cause: Cause) -> None:
         """Cancels the branch and everything below it, unless that is happening already."""
@@ -139,10 +140,15 @@ class BranchRun(Strand):
     def _close(self) -> None:
         """Settles what is left when the nursery has closed: the stage that was running, and what never started."""
         self.closed = True
-        record, strand = self._current, self.branch.strand
-        if record is None and self._at == len(strand) and not self.branch.children:
-            return
-        execution = self._execution
+        if self._current is not None or self._at < len(self.branch.strand) or self.branch.children:
+            self._settle_the_rest()
+        # Nothing below looks up to it any more. Letting go of it here keeps a long run from holding the nurseries and
+        # scopes of all the branches that have ended.
+        self.nursery = None
+        self._execution.branches[self.branch.index] = None
+
+    def _settle_the_rest(self) -> None:
+        execution, strand, record = self._execution, self.branch.strand, self._current
         slots, now = execution.collector.slots, trio.current_time()
         settled: list[int] = []
         if record is not None:
@@ -154,7 +160,7 @@ class BranchRun(Strand):
             self._at += 1
         left = [number for number in strand[self._at :] if slots[number] is None]
         for child in self.branch.children:
-            if execution.branches[child] is None:
+            if slots[execution.shape.branches[child].strand[0]] is None:
                 left += execution.unsettled_in(child)
         if left:
             execution.skip(left, self.why() or execution.drained or CALLER)
@@ -163,11 +169,18 @@ class BranchRun(Strand):
             assert settled_record is not None
             execution.propagate(number, settled_record.cause)
 
+    def lineage(self) -> Iterator[BranchRun]:
+        """This branch, the one that holds it, and so on, up to the trunk."""
+        branch: BranchRun | None = self
+        while branch is not None:
+            yield branch
+            branch = branch.parent
+
     def why(self) -> Cause | None:
         """Why the branch is being cancelled, as far as that is known: the nearest cause counts."""
         execution = self._execution
         if execution.some_branch_ended:
-            for branch in execution.lineage(self):
+            for branch in self.lineage():
                 if branch.cause is not None:
                     return branch.cause
         return execution.ending

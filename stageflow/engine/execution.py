@@ -24,7 +24,7 @@ from stageflow.journal import Cause, CauseKind, RunStatus, StageRecord
 from stageflow.stages import OnFailure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from stageflow.context import PipelineContext
     from stageflow.graph import Graph
@@ -40,7 +40,7 @@ class Execution:
         collector: What has happened to its stages.
         state: What the contexts of its stages share.
         trunk: The outermost branch.
-        branches: The branches that have been started, by number.
+        branches: The branches that have started and not ended, by number.
         fatal: What a stage raised that nobody may hold back, like `KeyboardInterrupt`.
         ending: Why everything is being cancelled, once it is.
         drained: Why nothing is started any more, once it is not.
@@ -87,7 +87,7 @@ class Execution:
             deadline=trio.current_effective_deadline(),
             artifacts=artifacts,
         )
-        self.trunk = BranchRun(self, self.shape.branches[TRUNK], self.shape.branch_names[TRUNK], 0, None)
+        self.trunk = BranchRun(self, None, self.shape.branches[TRUNK], 0, None)
         self.branches: list[BranchRun | None] = [None] * len(self.shape.branches)
         self.branches[TRUNK] = self.trunk
         self.fatal: BaseException | None = None
@@ -141,43 +141,40 @@ class Execution:
         for child in self.shape.branches[TRUNK].children:
             head = self.shape.branches[child].strand[0]
             if not self.plan.waits[head]:
-                for number, cause in self._start_or_skip(child, head, None):
+                for number, cause in self._decide(child, None):
                     self.propagate(number, cause)
 
     def propagate(self, number: int, cause: Cause | None) -> None:
         """Tells the stages after one that it has settled: well, or for the given cause not."""
-        branches, slots, branch_of = self.branches, self.collector.slots, self.shape.branch_of
+        plan, branches, slots, branch_of = self.plan, self.branches, self.collector.slots, self.shape.branch_of
         news: list[tuple[int, Cause | None]] = [(number, cause)]
         for settled, why in news:  # grows on the way
-            for follower, required in self.plan.followers[settled]:
+            for follower, required in plan.followers[settled]:
                 branch = branch_of[follower]
                 if branches[branch] is not None or slots[follower] is not None:
                     continue  # its join has decided already
-                self._left[follower] -= 1
+                self._left[follower] = left = self._left[follower] - 1
                 if why is None:
                     self._succeeded[follower] += 1
-                    decision = self._decide(follower)
-                else:
-                    decision = False if required else self._decide(follower)
-                if decision is not None:
-                    news += self._start_or_skip(branch, follower, why if decision is False else None)
+                elif required:
+                    news += self._decide(branch, why)
+                    continue
+                if left and not plan.early[follower]:
+                    continue
+                missing = plan.needs[follower] - self._succeeded[follower]
+                if missing <= 0:
+                    news += self._decide(branch, None)
+                elif missing > left:
+                    news += self._decide(branch, why)
 
-    def _decide(self, number: int) -> bool | None:
-        """Whether a stage starts (`True`), never will (`False`), or still waits (`None`)."""
-        left, needs = self._left[number], self.plan.needs[number]
-        if left and not self.plan.early[number]:
-            return None
-        missing = needs - self._succeeded[number]
-        if missing <= 0:
-            return True
-        return False if missing > left else None
-
-    def _start_or_skip(self, branch: int, head: int, absent: Cause | None) -> list[tuple[int, Cause | None]]:
-        """Does what the join of a branch's first stage has decided, and gives the stages that were skipped."""
+    def _decide(self, branch: int, absent: Cause | None) -> list[tuple[int, Cause | None]]:
+        """Starts a branch, or skips what cannot do without the output that is `absent`; gives what was skipped."""
         if self._cut_ahead and branch in self._cut_ahead:
             return self.skip(self.unsettled_in(branch), self._cut_ahead[branch])
+        if self.ending is not None or self.drained is not None:
+            return []  # whoever closes around it will settle it
         if absent is None:
-            self._launch(branch, 0, early=self.plan.early[head])
+            self._launch(branch, 0)
             return []
         strand = self.shape.branches[branch].strand
         if not self.plan.revives[branch]:
@@ -189,17 +186,16 @@ class Execution:
         self._launch(branch, at)
         return self.skip(strand[:at], absent)
 
-    def _launch(self, branch: int, at: int, *, early: bool = False) -> None:
-        if self.ending is not None or self.drained is not None:
-            return  # whoever closes around it will settle it
+    def _launch(self, branch: int, at: int) -> None:
         plan = self.shape.branches[branch]
         parent = self.branches[plan.parent or TRUNK]
         assert parent is not None
+        head = plan.strand[0]
         present: tuple[str, ...] | None = None
-        if early:
-            names = (self.shape.names[other] for other in self.shape.dependencies[plan.strand[0]])
+        if at == 0 and self.plan.early[head]:
+            names = (self.shape.names[other] for other in self.shape.dependencies[head])
             present = tuple(name for name in names if name in self.collector.outputs)
-        self.branches[branch] = run = BranchRun(self, plan, self.shape.branch_names[branch], at, present)
+        self.branches[branch] = run = BranchRun(self, parent, plan, at, present)
         if parent.nursery is None:
             parent.early_children.append(run)
         else:
@@ -332,23 +328,13 @@ class Execution:
             raise UnknownStageError(
                 of, self.shape.names, where=f"cancel_branch(of=...) of stage {self.shape.names[number]!r}"
             )
-        for run in self.lineage(own):
+        for run in own.lineage():
             if other in run.branch.strand and (run is not own or other <= number):
                 return run
         raise DefinitionError(
             f"stage {self.shape.names[number]!r} cannot end the branch of {of!r}: that stage is not upstream on its "
             f"line; use Run.cancel_branch() to end another branch"
         )
-
-    def lineage(self, run: BranchRun) -> Iterator[BranchRun]:
-        """A branch, the one that holds it, and so on, up to the trunk."""
-        while True:
-            yield run
-            if run.branch.parent is None:
-                return
-            parent = self.branches[run.branch.parent]
-            assert parent is not None
-            run = parent
 
     def missing_input(self, stage: str, name: str) -> MissingOutputError:
         """Gives the error that says why a stage has no input of a name."""

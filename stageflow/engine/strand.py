@@ -78,12 +78,10 @@ class Strand(ABC):
         "state",
     )
 
-    def __init__(
-        self, execution: Execution, branch: Branch, name: str, at: int, present: tuple[str, ...] | None
-    ) -> None:
+    def __init__(self, execution: Execution, branch: Branch, at: int, present: tuple[str, ...] | None) -> None:
         self._execution = execution
         self.branch = branch
-        self.name = name
+        self.name = execution.shape.branch_names[branch.index]
         self.state: RunState = execution.state
         self._at: int = at  # where on the strand it is
         self._absent: Cause | None = None  # why the stage before gave no output, if it gave none
