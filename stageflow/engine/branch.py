@@ -41,10 +41,11 @@ class BranchRun(Strand):
         nursery: Its nursery, once its task has begun.
         interrupted: Whether something in it was cut short by a scope around it, as far as its children can tell.
         closed: Whether everything in it has settled.
+        successor: The branch with which its task goes on.
         early_children: Branches that were to start in it before it had begun itself: its own strand was skipped.
     """
 
-    __slots__ = ("_lender", "cause", "closed", "early_children", "interrupted", "nursery", "parent")
+    __slots__ = ("_lender", "cause", "closed", "early_children", "interrupted", "nursery", "parent", "successor")
 
     def __init__(
         self, execution: Execution, parent: BranchRun | None, branch: Branch, at: int, present: tuple[str, ...] | None
@@ -55,6 +56,7 @@ class BranchRun(Strand):
         self.nursery: trio.Nursery | None = None
         self.interrupted = False
         self.closed = False
+        self.successor: BranchRun | None = None
         self.early_children: list[BranchRun] = []
         self._lender: StageRecord | None = None  # the stage that asked for the nursery last
 
@@ -184,6 +186,12 @@ class BranchRun(Strand):
                 if branch.cause is not None:
                     return branch.cause
         return execution.ending
+
+    def leaving(self) -> BranchRun | None:
+        """The branch itself, if it ends as soon as its strand does and that is done."""
+        if self._at < len(self.branch.strand) or self.branch.children or self._lender is not None:
+            return None
+        return self
 
     # What the contexts of its stages ask (`StageHost`), as far as the branch knows it
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from stageflow.context.stage_context import RunState, StagePart
+    from stageflow.engine.branch import BranchRun
     from stageflow.engine.execution import Execution
     from stageflow.graph import Branch
     from stageflow.stages.stage import Condition
@@ -101,6 +102,10 @@ class Strand(ABC):
     @abstractmethod
     def why(self) -> Cause | None:
         """Why the branch is being cancelled, as far as that is known: the nearest cause counts."""
+
+    @abstractmethod
+    def leaving(self) -> BranchRun | None:
+        """The branch itself, if it ends as soon as its strand does and that is done."""
 
     @abstractmethod
     def ending(self) -> str | None:
@@ -230,7 +235,7 @@ class Strand(ABC):
         self._absent = record.cause
         self._at += 1
         if self._execution.plan.followers[number]:
-            self._execution.propagate(number, record.cause)
+            self._execution.propagate(number, record.cause, self.leaving())
 
     async def _conclude(self, ending: StageOutput, kind: CauseKind | None = None) -> bool:
         """Writes how the current stage ended and does what that means for others; tells whether the strand goes on."""
