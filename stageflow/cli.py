@@ -6,7 +6,11 @@ Exit codes: 0 all is well, 1 the audit found something, 2 the command asks for w
 import difflib
 import importlib
 import json
+import os
 import sys
+import sysconfig
+import traceback
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,7 +27,7 @@ from rich.text import Text
 
 from stageflow.demo import Audit, Target, audit_of, audit_pipeline, find_targets, normalised, settled
 from stageflow.engine import PipelineResults, Run
-from stageflow.errors import DefinitionError
+from stageflow.errors import DefinitionError, DefinitionWarning
 from stageflow.pipeline import Pipeline, StageGraph
 
 if TYPE_CHECKING:
@@ -34,6 +38,9 @@ __all__ = ["main"]
 CLEAN, FINDINGS, USAGE, INTERRUPTED = 0, 1, 2, 130
 _ROWS = 40  # of the table of findings
 _REFRESH = 0.05  # seconds between two pictures of the progress
+# Files that nobody wrote who asks to be shown a pipeline: Python's, those of what is installed, and our own.
+_INSTALLED = (path for key in ("stdlib", "platstdlib", "purelib", "platlib") if (path := sysconfig.get_path(key)))
+_FOREIGN = ("<", *(f"{path}{os.sep}" for path in (Path(__file__).parent, *_INSTALLED)))
 
 
 class _UsageError(Exception):
@@ -156,7 +163,7 @@ def _chosen(targets: Sequence[Target], only: Sequence[str]) -> list[Target]:
         found = [target for target in targets if target.name.partition(" ")[0] == normalised(name)]
         if not found:
             known = {target.name.partition(" ")[0] for target in targets}
-            raise _UsageError(f"no distribution {name!r} is installed; {_hint(normalised(name), known)}")
+            raise _UsageError(f"no distribution {name!r} is installed{_hint(normalised(name), known)}")
         chosen.update((target.name, target) for target in found)
     return list(chosen.values()) if only else list(targets)
 
@@ -226,11 +233,14 @@ def _print_reasons(console: Console, reasons: Mapping[str, str]) -> None:
 
 
 def _summary(audit: Audit) -> Text:
-    compared = f"{audit.files:,} files, {decimal(audit.bytes)}, {audit.seconds:.2f} s"
-    verified = f"{audit.verified:,} of {audit.distributions:,} distributions verified: {compared}."
-    if not audit.clean:
-        problems = [f"{len(audit.findings):,} finding{'s'[: len(audit.findings) != 1]}"] if audit.findings else []
-        problems += [f"{len(audit.failed):,} could not be read"] if audit.failed else []
+    problems = [f"{len(audit.findings):,} finding{'s'[: len(audit.findings) != 1]}"] if audit.findings else []
+    problems += [f"{len(audit.failed):,} could not be read"] if audit.failed else []
+    verified = f"{audit.verified:,} of {audit.distributions:,} distributions verified"
+    if audit.interrupted:
+        found = ", ".join(problems) or "no findings"
+        return Text.assemble(("Interrupted. ", "bold yellow"), f"{verified} so far, {found}.")
+    verified = f"{verified}: {audit.files:,} files, {decimal(audit.bytes)}, {audit.seconds:.2f} s."
+    if problems:
         return Text.assemble((f"{', '.join(problems)}. ", "bold red"), verified)
     return Text.assemble(("Clean. ", "bold green") if audit.verified else ("Nothing to compare. ", "yellow"), verified)
 
@@ -243,18 +253,22 @@ def _show(where: str, *, as_mermaid: bool) -> int:
     module = _imported(module_name)
     pipelines = [key for key, value in vars(module).items() if isinstance(value, (Pipeline, StageGraph))]
     if not colon or not name:
-        raise _UsageError(f"write MODULE:PIPELINE; {_hint('', [f'{module_name}:{key}' for key in pipelines])}")
+        raise _UsageError(f"write MODULE:PIPELINE{_hint('', [f'{module_name}:{key}' for key in pipelines])}")
     if not hasattr(module, name):
-        raise _UsageError(f"module {module_name!r} has no {name!r}; {_hint(name, pipelines)}")
+        raise _UsageError(f"module {module_name!r} has no {name!r}{_hint(name, pipelines)}")
     found = getattr(module, name)
     if not isinstance(found, (Pipeline, StageGraph)):
         kind = type(found).__name__
         what = f"{name!r} of module {module_name!r} is no pipeline, but of type {kind!r}"
-        raise _UsageError(f"{what}; {_hint(name, pipelines)}")
+        raise _UsageError(f"{what}{_hint(name, pipelines)}")
     try:
-        graph = found.build() if isinstance(found, Pipeline) else found
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", DefinitionWarning)
+            graph = found.build() if isinstance(found, Pipeline) else found
     except DefinitionError as error:
         raise _UsageError(f"{where} cannot be built: {error}") from error
+    for warning in caught:  # without the line of this module, which has nothing to do with it
+        print(f"stageflow: {warning.message}", file=sys.stderr)
     if as_mermaid:
         print(graph.to_mermaid(), end="")
     else:
@@ -273,22 +287,34 @@ def _imported(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise _UsageError(f"module {name!r} cannot be imported: {error}") from error
+            raise _UsageError(f"module {name!r} cannot be imported: {error}{_place(error)}") from error
         beside = [path.stem for path in Path.cwd().glob("*.py")]
-        raise _UsageError(f"there is no module {name!r}; {_hint(name, beside)}") from error
+        raise _UsageError(f"there is no module {name!r}{_hint(name, beside)}") from error
+    except SystemExit as error:
+        raise _UsageError(f"module {name!r} cannot be imported: it raises {error!r}{_place(error)}") from error
     except Exception as error:
-        raise _UsageError(f"module {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+        what = f"{type(error).__name__}: {error}"
+        raise _UsageError(f"module {name!r} cannot be imported: {what}{_place(error)}") from error
+
+
+def _place(error: BaseException) -> str:
+    """Gives the line at which a module that was imported went wrong, if there is one that its author wrote."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith(_FOREIGN):
+            path = Path(frame.filename)
+            path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+            return f" ({path}:{frame.lineno})"
+    return ""
 
 
 def _hint(name: str, known: Collection[str]) -> str:
+    """Gives the rest of a message about a name that is not known: those it might have been meant to be."""
     near = difflib.get_close_matches(name, known, n=3)
     if near:
-        return f"did you mean {' or '.join(map(repr, near))}?"
+        return f"; did you mean {' or '.join(map(repr, near))}?"
     if not known:
-        return "there is none to choose from"
-    if len(known) <= 8:
-        return f"there is {', '.join(map(repr, sorted(known)))}"
-    return f"none of the {len(known)} there are is spelled like it"
+        return "; there is none to choose from"
+    return f"; there is {', '.join(map(repr, sorted(known)))}" if len(known) <= 8 else ""
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, final
 import attrs
 import trio
 
-from stageflow.journal import StageState
+from stageflow.journal import RunStatus, StageState
 from stageflow.output import StageOutput
 from stageflow.pipeline import Pipeline
 from stageflow.stages import OnFailure, StageKind, optional
@@ -93,6 +93,7 @@ class Audit:
     """What an audit has found.
 
     Attributes:
+        interrupted: Whether the audit was cut short; what is said of it then is what was known by that time.
         environment: The environment that was audited.
         seconds: How long that took.
         distributions: How many distributions there are.
@@ -104,6 +105,7 @@ class Audit:
         skipped: Those that have nothing to compare with, each with the reason.
     """
 
+    interrupted: bool
     environment: str
     seconds: float
     distributions: int
@@ -116,8 +118,8 @@ class Audit:
 
     @property
     def clean(self) -> bool:
-        """Whether everything that could be compared is as it should be, and everything could be read."""
-        return not self.findings and not self.failed
+        """Whether everything that could be compared was, and is as it should be, and everything could be read."""
+        return not self.interrupted and not self.findings and not self.failed
 
     def as_json(self) -> dict[str, Any]:
         """Gives it as JSON knows it; the keys are the attributes, and ``clean``."""
@@ -206,6 +208,7 @@ def audit_of(results: PipelineResults, targets: Sequence[Target]) -> Audit:
             skipped[target.name] = read.cause.reason
     trace = results.trace
     return Audit(
+        interrupted=results.status not in {RunStatus.SUCCEEDED, RunStatus.PARTIAL},
         environment=sys.prefix,
         seconds=0.0 if trace.ended is None else trace.ended - trace.started,
         distributions=len(targets),

@@ -112,6 +112,8 @@ class UnknownStageError(DefinitionError):
         self.suggestions = tuple(difflib.get_close_matches(stage, names, n=3, cutoff=0.6))
         if self.suggestions:
             hint = "did you mean " + " or ".join(map(repr, self.suggestions)) + "?"
+        elif any(part.strip(" '\"") in names for part in stage.replace(";", ",").split(",")):
+            hint = "several names are written as a list"
         elif len(names) <= 8:
             hint = "known stages: " + (", ".join(map(repr, names)) or "none")
         else:

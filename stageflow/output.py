@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import attrs
 
@@ -106,6 +106,8 @@ class StageOutput:
             of: A stage upstream on the same line, whose branch shall end instead. Everything that runs in it is
                 cancelled, and its partial output kept.
         """
+        if of is not None and not isinstance(cast("object", of), str):
+            raise TypeError(f"StageOutput.cancel_branch(of=...) takes the name of a stage, not {of!r}")
         return cls(StageStatus.CANCEL_BRANCH, reason=_said(reason, "cancel_branch"), of=of)
 
     def __getitem__(self, key: str) -> Any:
@@ -135,7 +137,8 @@ class StageOutput:
 
 def _said(reason: object, method: str) -> str:
     if not isinstance(reason, str) or not reason.strip():
-        raise TypeError(f"StageOutput.{method}() needs a reason in words, not {reason!r}")
+        also = " or an exception, as an instance," if method == "fail" else ""
+        raise TypeError(f"StageOutput.{method}() needs a reason in words{also} not {reason!r}")
     return reason
 
 

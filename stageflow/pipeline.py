@@ -14,7 +14,7 @@ from stageflow.graph import Graph
 from stageflow.journal import StageState
 from stageflow.output import StageOutput
 from stageflow.stages import Dependency, OnFailure, Runner, StageOptions, StageSpec, caller, declare, name_of
-from stageflow.stages.policy import check_member, check_name, check_timeout, dependencies
+from stageflow.stages.policy import check_member, check_name, check_timeout, dependencies, shown
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -68,9 +68,9 @@ class Pipeline:
         default_timeout: float | None = DEFAULT_TIMEOUT,
     ) -> None:
         self.name = check_name(name, "a pipeline")
-        self.on_failure = check_member(OnFailure, on_failure, "on_failure")
-        if self.on_failure is OnFailure.TOLERATE:
+        if on_failure in {OnFailure.TOLERATE, OnFailure.TOLERATE.value}:
             raise DefinitionError('on_failure="tolerate" is for single stages: say it in with_stage()')
+        self.on_failure = check_member(OnFailure, on_failure, "on_failure=", without=(OnFailure.TOLERATE,))
         self.default_timeout = check_timeout(default_timeout, "default_timeout")
         # Pipelines that grew out of each other share one log of declarations, of which each sees the first `_length`.
         self._log: dict[str, StageSpec] = {}
@@ -102,7 +102,11 @@ class Pipeline:
         if runner is None:
             if isinstance(name, str):
                 raise DefinitionError(f"stage {name!r} has no runner; write with_stage({name!r}, runner)")
+            if name_of(name) is None:
+                raise DefinitionError(f"{shown(name)} has no name of its own; write with_stage('name', runner)")
             return self._with([declare(None, name, options, frame)])
+        if not isinstance(name, str) and isinstance(cast("object", runner), str):
+            raise DefinitionError(f"the name comes first: with_stage({runner!r}, {shown(name)})")
         return self._with([declare(name, runner, options, frame)])
 
     def compose(
@@ -116,13 +120,15 @@ class Pipeline:
         Args:
             other: The pipeline whose stages are added.
             after: The stages of this pipeline that the other one's first stages shall come after.
-            prefix: Put before the name of every stage that is added, and before those names where stages of `other`
-                name each other, so that a pipeline can be composed several times.
+            prefix: Put, like ``"left."``, before the names of the stages that are added, also where they name each
+                other, so that a pipeline can be composed several times.
 
         Raises:
             DuplicateStageError: A name is there already.
             DefinitionError: `after` is wrong.
         """
+        if not isinstance(cast("object", other), Pipeline):
+            raise DefinitionError(f"compose() takes a pipeline, not {shown(other)}")
         edges = dependencies(after, f"{prefix}*")
         own = {spec.name for spec in other._stages()}
         added: list[StageSpec] = []
@@ -215,7 +221,8 @@ class StageGraph(Graph):
         """Runs the graph beside a block: ``async with graph.open(ctx) as run``.
 
         Leaving the block waits until the run has ended, and raises what `Run.wait` raises, unless `Run.wait` has raised
-        it already. An exception that leaves the block cancels the run, and goes on when the run has ended.
+        it in the block already. The end of the run does not cancel the block, however it ends: await `Run.wait` in
+        the block to notice. An exception that leaves the block cancels the run, and goes on when the run has ended.
 
         Args:
             ctx: As in `run`.
@@ -264,11 +271,13 @@ async def run_stage(
         raise DefinitionError("run_stage() takes inputs= instead of after=: a mapping from names to outputs")
     name: str = name_of(runner) or str(getattr(runner, "__name__", type(runner).__name__))
     before = inputs or {}
+    if not isinstance(cast("object", before), Mapping):
+        raise DefinitionError(f"inputs= takes a mapping from names to outputs, not {before!r}")
     if name in before:
         raise DefinitionError(f"stage {name!r} cannot come after itself: rename that one of inputs=")
     graph = StageGraph(
         f"{name} alone",
-        [declare(given, _giver(output), {}, None) for given, output in before.items()]
+        [declare(given, _giver(output), {"on_failure": "tolerate"}, None) for given, output in before.items()]
         + [declare(name, runner, {**options, "after": tuple(before)}, caller())],
         on_failure=OnFailure.FAIL_FAST,
         default_timeout=DEFAULT_TIMEOUT,

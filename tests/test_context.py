@@ -313,7 +313,7 @@ async def test_an_input_that_is_not_there_says_why() -> None:
     )
     results = await pipeline.run()
     assert (
-        messages["skipped"] == "there is no output of 'skipped': the stage is skipped (skip of 'skipped': nothing new)"
+        messages["skipped"] == "there is no output of 'skipped': the stage was skipped (skip of 'skipped': nothing new)"
     )
     assert messages["beside"] == (
         "there is no output of 'beside': 'asks' does not come after it; add it to after= of 'asks'"
@@ -331,9 +331,9 @@ async def test_an_input_that_is_not_there_says_why() -> None:
 async def test_the_output_of_a_stage_still_running_is_missing_for_that_reason(autojump_clock: MockClock) -> None:
     async with chain(2, sleeps(2)).build().open() as run:
         await trio.sleep(1)
-        with pytest.raises(MissingOutputError, match="'s0': the stage is running"):
+        with pytest.raises(MissingOutputError, match="'s0': the stage is still running"):
             run.results["s0"]
-        with pytest.raises(MissingOutputError, match="'s1': the stage is pending"):
+        with pytest.raises(MissingOutputError, match="'s1': the stage has not started"):
             run.results["s1"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import trio
@@ -258,14 +258,17 @@ MISTAKES: dict[str, tuple[Callable[[], object], list[str]]] = {
     "a name that is none": (declared(3, body), ["name", "3"]),
     "a duplicate name": (declared("a", body), ["'a'", f"{HERE}:", "unique"]),
     "no runner": (declared("x"), ["'x'", "no runner", "with_stage('x', runner)"]),
-    "no name": (declared(body), ["needs a name"]),
+    "no name": (declared(body), ["body has no name of its own", "with_stage("]),
     "after itself": (declared("x", body, after="x"), ["'x' → 'x'"]),
     "after one twice": (declared("x", body, after=["a", optional("a")]), ["'x'", "'a' twice"]),
     "after nothing of the kind": (declared("x", body, after=3), ["after= of stage 'x'", "3"]),
     "after a list of such": (declared("x", body, after=["a", 3]), ["after= of stage 'x'", "3"]),
     "after an empty name": (declared("x", body, after=""), ["after= of stage 'x'", "''"]),
     "optional nothing": (lambda: optional(""), ["optional()", "''"]),
-    "an unknown join": (declared("x", body, join="anyone"), ["join='anyone'", "'any_settled'"]),
+    "an unknown join": (
+        declared("x", body, join="anyone"),
+        ["join= of stage 'x' is 'anyone'", "did you mean 'any'", "'any_settled'"],
+    ),
     "a join by number in words": (declared("x", body, after="a", join="n_of"), ["Join.n_of(2)"]),
     "a join of more than there are": (declared("x", body, after="a", join=Join.n_of(2)), ["'x'", "2 of 1"]),
     "a join of none": (lambda: Join.n_of(0), ["at least 1", "0"]),
@@ -280,16 +283,32 @@ MISTAKES: dict[str, tuple[Callable[[], object], list[str]]] = {
     "an async condition": (declared("x", body, when=async_condition), ["when= of stage 'x'", "plain function"]),
     "an option with a typo": (declared("x", body, timout=3), ["'x'", "'timout'", "did you mean 'timeout'?"]),
     "an option that does not exist": (declared("x", body, zzz=3), ["'x'", "'zzz'", "on_failure"]),
-    "a plain function": (declared("x", plain), ["'x'", "async function"]),
+    "a plain function": (declared("x", plain), ["'x'", "function plain is not async", "async def"]),
     "a generator": (declared("x", generator), ["'x'", "async generator", "save_partial()"]),
-    "no function at all": (declared("x", 42), ["'x'", "async function", "42"]),
+    "no function at all": (declared("x", 42), ["'x'", "is not async", "42"]),
     "a function of nothing": (declared("x", no_arguments), ["'x'", "called with the context"]),
     "a function of too much": (declared("x", two_arguments), ["'x'", "called with the context", "two"]),
     "a class that needs arguments": (declared("x", NeedsArguments), ["'x'", "without arguments", "url"]),
     "a class without execute": (declared("x", Callee), ["'x'", "Callee", "async def execute(self, ctx)"]),
     "a class that is not async": (declared("x", PlainExecute), ["'x'", "PlainExecute", "async def execute"]),
     "an object that is not async": (declared("x", PlainExecute()), ["'x'", "async"]),
-    "a decorated plain function": (lambda: decorate(plain), ["'plain'", "async function"]),
+    "a decorated plain function": (lambda: decorate(plain), ["'plain'", "is not async"]),
+    "a decorator's name": (lambda: decorate("x"), ["@stage(name='x')"]),
+    "an empty decorator's name": (lambda: decorate(name="")(body), ["needs a name"]),
+    "a name that comes second": (declared(body, "x"), ["with_stage('x', function body)"]),
+    "a condition of nothing": (declared("x", body, when=lambda: True), ["'x'", "asked with the context"]),
+    "after a mapping": (declared("x", body, after={"a": 1}), ["after= of stage 'x'", "a list"]),
+    "after a function": (declared("x", body, after=body), ["after= of stage 'x'", "function body", "a stage's name"]),
+    "after names in one string": (
+        lambda: declared("x", body, after="a, b")().build(),
+        ["'a, b'", "several names are written as a list"],
+    ),
+    "a policy with a typo": (lambda: Pipeline("p", on_failure="failfast"), ["did you mean 'fail_fast'?"]),
+    "composing something else": (lambda: Pipeline("p").compose(cast("Any", 3)), ["compose()", "3"]),
+    "run_stage with a list": (
+        lambda: trio.run(lambda: run_stage(body, inputs=cast("Any", ["a"]))),
+        ["inputs=", "mapping"],
+    ),
     "a decorator's option": (lambda: decorate(timout=3)(body), ["'body'", "did you mean 'timeout'?"]),
     "run_stage after something": (lambda: trio.run(lambda: run_stage(body, after="a")), ["inputs="]),
     "no stages": (lambda: Pipeline("empty").build(), ["'empty'", "no stages", "with_stage()"]),

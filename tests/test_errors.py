@@ -179,8 +179,8 @@ def test_results_survive_pickle_and_copy(how: str) -> None:
     [
         (CycleError, ["'a' → 'b' → 'a'", "remove one of these edges"]),
         (UnknownStageError, ["after= of stage 'x'", "'fetsch'", "did you mean 'fetch'?"]),
-        (StageExecutionError, ["'bad'", "test_errors.py:", "no such page", "1 of 2 stages had finished", ".results"]),
-        (StageTimeoutError, ["'bad'", "test_errors.py:", "limit of 0.001 s", "1 of 2 stages had finished"]),
+        (StageExecutionError, ["'bad'", "test_errors.py:", "no such page", "1 of 2 stages had succeeded", ".results"]),
+        (StageTimeoutError, ["'bad'", "test_errors.py:", "limit of 0.001 s", "1 of 2 stages had succeeded"]),
         (UnifiedPipelineCancelled, ["'p'", "by stage 'bad'", "wrong account", "1 of 2 stages", ".results"]),
         (MissingOutputError, ["no output of 'a'", "the stage is skipped"]),
         (OutputConflictError, ["'a'", "written once", "another name"]),

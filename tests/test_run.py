@@ -111,6 +111,7 @@ async def test_wait_gives_the_results_to_many_tasks(autojump_clock: MockClock) -
 
 
 async def test_wait_raises_the_error_to_every_task_and_leaving_does_not_again(autojump_clock: MockClock) -> None:
+    """Again in the block's own task, that is: the other tasks just watch."""
     told: list[PipelineTerminated] = []
 
     async def wait() -> None:
@@ -121,8 +122,43 @@ async def test_wait_raises_the_error_to_every_task_and_leaving_does_not_again(au
     async with diamond(b=sleeps(1, ERROR)).build().open() as run, trio.open_nursery() as nursery:
         for _ in range(5):
             nursery.start_soon(wait)
-    assert [error.stage for error in told] == ["b"] * 5
+        await wait()
+    assert [error.stage for error in told] == ["b"] * 6
     assert run.results.status is RunStatus.FAILED
+
+
+async def test_leaving_the_block_raises_the_error_whatever_other_tasks_were_told(autojump_clock: MockClock) -> None:
+    told: list[PipelineTerminated] = []
+    with pytest.raises(StageExecutionError) as caught:
+        async with diamond(b=sleeps(1, ERROR)).build().open() as run, trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                with pytest.raises(StageExecutionError) as seen:
+                    await run.wait()
+                told.append(seen.value)
+
+            nursery.start_soon(watch)
+            await trio.sleep(5)
+    assert [error.stage for error in told] == ["b"]
+    assert caught.value.stage == "b"
+
+
+async def test_what_the_block_raises_after_a_failure_mentions_the_failure(autojump_clock: MockClock) -> None:
+    with pytest.raises(KeyError) as caught:
+        async with diamond(b=sleeps(1, ERROR)).build().open() as run:
+            await trio.sleep(5)
+            raise KeyError("mine")
+    assert run.results.status is RunStatus.FAILED
+    assert [note.partition(" (")[0] for note in caught.value.__notes__] == ["before that, stage 'b'"]
+
+
+async def test_what_the_block_raises_while_the_run_goes_is_left_alone(autojump_clock: MockClock) -> None:
+    with pytest.raises(KeyError) as caught:
+        async with diamond(b=sleeps(9)).build().open() as run:
+            await trio.sleep(5)
+            raise KeyError("mine")
+    assert run.results.status is RunStatus.CANCELLED
+    assert not hasattr(caught.value, "__notes__")
 
 
 async def test_leaving_the_block_raises_the_error_that_nobody_was_told(autojump_clock: MockClock) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Any, Protocol, cast, final
 
 import attrs
 
@@ -216,7 +216,13 @@ class StageContext(Context):
         self._part.partial = FrozenDict({**self._part.partial, **fields})
 
     def add_artifact(self, artifact: Artifact) -> None:
-        """Adds an artifact to the run; it stays, whatever becomes of the stage."""
+        """Adds an artifact to the run; it stays, whatever becomes of the stage.
+
+        Raises:
+            TypeError: It is no `Artifact`.
+        """
+        if not isinstance(cast("object", artifact), Artifact):
+            raise TypeError(f"add_artifact() takes an Artifact, not {artifact!r}; write Artifact(name=..., data=...)")
         self._host.state.artifacts.append(attrs.evolve(artifact, stage=self._part.name))
 
     def __repr__(self) -> str:

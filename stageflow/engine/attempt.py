@@ -60,7 +60,13 @@ def as_output(returned: object, stage: str) -> StageOutput:
         ContractViolation: It is nothing that a stage may return.
     """
     if type(returned) is StageOutput:
-        return returned
+        if returned.status is StageStatus.OK or _is_whole(returned):
+            return returned
+        raise ContractViolation(
+            f"stage {stage!r} returned {_shown(returned)}, which says nothing clear; make outputs with the methods of "
+            f"StageOutput: ok, skip, fail, cancel, cancel_branch",
+            stage=stage,
+        )
     if returned is None:
         return NOTHING
     if isinstance(returned, Mapping) or attrs.has(type(returned)):
@@ -70,6 +76,13 @@ def as_output(returned: object, stage: str) -> StageOutput:
         f"None, so wrap it: StageOutput.ok(value=...)",
         stage=stage,
     )
+
+
+def _is_whole(output: StageOutput) -> bool:
+    """Whether an output that is not ok could come from one of the methods that make such outputs."""
+    if output.status is StageStatus.FAIL and not isinstance(output.error, Exception):
+        return False
+    return isinstance(cast("object", output.status), StageStatus) and bool(output.reason)
 
 
 def as_failure(raised: BaseException) -> Exception | None:

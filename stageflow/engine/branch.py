@@ -121,8 +121,9 @@ class BranchRun(Strand):
         If it is `late`, the caller had cancelled the run before, so it is only written down.
         """
         execution, record = self._execution, self._lender
-        if record is None:
-            raise error
+        if record is None:  # no task but the engine's own was in it
+            execution.dies_of(error, None)
+            return
         number = execution.shape.index[record.name]
         cause = Cause(CauseKind.FAILURE, record.name, f"a task in its nursery raised {in_words(error)}")
         if record is self._current:

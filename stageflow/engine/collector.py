@@ -26,6 +26,16 @@ __all__ = ["Collector", "Inputs", "Records"]
 _SUCCEEDED, _RUNNING = StageState.SUCCEEDED, StageState.RUNNING
 
 
+_STANDS = {
+    StageState.PENDING: "the stage has not started",
+    StageState.RUNNING: "the stage is still running",
+    StageState.SUCCEEDED: "the stage succeeded too late for that",
+    StageState.FAILED: "the stage failed",
+    StageState.CANCELLED: "the stage was cancelled",
+    StageState.SKIPPED: "the stage was skipped",
+}
+
+
 @final
 class Collector:
     """Outputs and records of one run, in the numbering of its graph.
@@ -123,7 +133,7 @@ class Collector:
         if number is None:
             return MissingOutputError(name, state=None, reason="no stage of this run has that name")
         record = self.record(number)
-        reason = f"the stage is {record.state.value}"
+        reason = _STANDS[record.state]
         if record.cause is not None:
             reason += f" ({record.cause})"
         return MissingOutputError(name, state=record.state, reason=reason)

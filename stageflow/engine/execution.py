@@ -44,7 +44,7 @@ class Execution:
         fatal: What a stage raised that nobody may hold back, like `KeyboardInterrupt`.
         ending: Why everything is being cancelled, once it is.
         drained: Why nothing is started any more, once it is not.
-        reported: Whether somebody has been given the results, or the error.
+        reported: Whether the task of the block around the run has been given the results, or the error.
         verdict: What the run will raise: the first stage whose ending counts, or a cancellation from outside.
         some_branch_ended: Whether any branch was ended on its own.
     """

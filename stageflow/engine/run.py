@@ -26,10 +26,11 @@ __all__ = ["Run", "open_run", "run_to_end"]
 class Run:
     """The handle of a run that was opened with `StageGraph.open`. It stays readable after the run has ended."""
 
-    __slots__ = ("_ended", "_execution", "_results")
+    __slots__ = ("_ended", "_execution", "_opener", "_results")
 
     def __init__(self, execution: Execution, ended: trio.Event) -> None:
         self._execution = execution
+        self._opener = trio.lowlevel.current_task()
         self._results = PipelineResults(execution.collector)
         self._ended = ended
 
@@ -73,6 +74,8 @@ class Run:
     async def wait(self) -> PipelineResults:
         """Waits until the run has ended. Any number of tasks may do so.
 
+        What it raises in the task of the block is not raised again when the block is left; other tasks just watch.
+
         Returns:
             The results, if the run ended `SUCCEEDED` or `PARTIAL`.
 
@@ -82,7 +85,8 @@ class Run:
             trio.Cancelled: The waiting was cancelled. The run is not touched by that.
         """
         await self._ended.wait()
-        self._execution.reported = True
+        if trio.lowlevel.current_task() is self._opener:
+            self._execution.reported = True
         return outcome_of(self._execution)
 
     def __repr__(self) -> str:
@@ -127,9 +131,21 @@ async def open_run(graph: Graph, context: PipelineContext) -> AsyncGenerator[Run
             raise
         raise execution.fatal from None  # without the group that the nursery made of it
     if raised is not None:
+        if isinstance(raised, Exception) and not execution.reported:
+            _mention_failure(raised, execution)
         raise raised
     if not execution.reported:
         outcome_of(execution)
+
+
+def _mention_failure(raised: Exception, execution: Execution) -> None:
+    """Adds to what the block raised that the run had failed before, for that will not be raised any more."""
+    try:
+        outcome_of(execution)
+    except StageExecutionError as error:
+        raised.add_note(f"before that, {error}")
+    except UnifiedPipelineCancelled:
+        pass  # that was because of `raised`
 
 
 def outcome_of(execution: Execution) -> PipelineResults:
@@ -141,7 +157,7 @@ def outcome_of(execution: Execution) -> PipelineResults:
     """
     collector, verdict = execution.collector, execution.verdict
     results = PipelineResults(collector)
-    finished = f"{len(results)} of {len(collector.slots)} stages had finished; see .results"
+    finished = f"{len(results)} of {len(collector.slots)} stages had succeeded; see .results"
     if verdict is None:
         if collector.status in {RunStatus.SUCCEEDED, RunStatus.PARTIAL}:
             return results

@@ -22,6 +22,7 @@ immediate results exist does not depend on the order in which Trio happens to ru
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
@@ -210,10 +211,14 @@ class Strand(ABC):
     def _is_met(self, condition: Condition, context: StageContext, record: StageRecord) -> bool:
         """Asks a condition; the stage counts as entered only if it says yes."""
         started, record.started, record.attempts = record.started, None, 0
-        met = bool(condition(context))
+        met = condition(context)
+        if inspect.isawaitable(met):
+            if inspect.iscoroutine(met):
+                met.close()
+            raise TypeError(f"when= of stage {record.name!r} gave an awaitable; it takes a plain function")
         if met:
             record.started, record.attempts = started, 1
-        return met
+        return bool(met)
 
     def _arm(self) -> None:
         """Puts the scope's deadline where the limit on the current stage is.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, final
 
 import attrs
@@ -12,7 +13,7 @@ import attrs
 from stageflow.errors import CycleError, DefinitionError, DefinitionWarning, UnknownStageError
 from stageflow.graph.branches import TRUNK, Branch, find_branches
 from stageflow.stages import Default, Join, OnFailure, StageKind, StageSpec
-from stageflow.stages.stage import Body, Condition
+from stageflow.stages.stage import Condition, NativeBody
 
 __all__ = ["Graph", "Plan", "Shape"]
 
@@ -62,7 +63,7 @@ class Plan:
         revives: For every branch: whether a stage after its first can start although the first was skipped.
     """
 
-    bodies: tuple[Body, ...]
+    bodies: tuple[NativeBody, ...]
     conditions: tuple[Condition | None, ...]
     timeouts: tuple[float | None, ...]
     on_failure: tuple[OnFailure, ...]
@@ -109,7 +110,7 @@ class Graph:
             for number in branch.strand:
                 branch_of[number] = branch.index
         self.name = name
-        self.stages = {spec.name: spec for spec in ordered}
+        self.stages = MappingProxyType({spec.name: spec for spec in ordered})
         self.on_failure = on_failure
         self.default_timeout = default_timeout
         self.shape = Shape(
@@ -233,8 +234,8 @@ def _warn_of_exclusive_joins(ordered: Sequence[StageSpec], shape: Shape) -> None
                 exclusive = [shape.names[number] for number in of_routes.values()]
                 warnings.warn(
                     f"{spec.where} needs all of {', '.join(map(repr, exclusive))}, but "
-                    f"{shape.names[branch.strand[-1]]!r} is a route that chooses between them, so it would always be "
-                    f'skipped; say join="any_settled"',
+                    f"{shape.names[branch.strand[-1]]!r} is a route that chooses between them, so it would be skipped "
+                    f'whenever not all of them are chosen; say join="any_settled"',
                     DefinitionWarning,
                     stacklevel=4,
                 )

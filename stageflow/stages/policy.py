@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import enum
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Final, TypeVar, cast, final
 
 import attrs
@@ -23,6 +24,7 @@ __all__ = [
     "check_timeout",
     "dependencies",
     "optional",
+    "shown",
 ]
 
 
@@ -104,7 +106,7 @@ class Join:
         return Join("n_of", count)
 
     @classmethod
-    def of(cls, value: Join | str) -> Join:
+    def of(cls, value: Join | str, option: str = "join=") -> Join:
         """Gives the member that is meant by a member or its lower-case name.
 
         Raises:
@@ -112,10 +114,9 @@ class Join:
         """
         if isinstance(value, Join):
             return value
-        if value in _JOINS:
+        if isinstance(cast("object", value), str) and value in _JOINS:
             return _JOINS[value]
-        hint = "; for a number write Join.n_of(2)" if "of" in str(value) else ""
-        raise DefinitionError(f"join={value!r} is not known; choose one of {', '.join(map(repr, _JOINS))}{hint}")
+        raise DefinitionError(f"{_unknown(option, value, _JOINS)}, or Join.n_of(2) for a number")
 
     def __repr__(self) -> str:
         return f"Join.n_of({self.count})" if self.mode == "n_of" else f"Join.{self.mode.upper()}"
@@ -167,11 +168,11 @@ def dependencies(after: object, stage: str) -> tuple[Dependency, ...]:
     Raises:
         DefinitionError: It is no name, no `optional` and no sequence of these, or it names a stage twice or itself.
     """
-    where = f"after= of stage {stage!r}"
+    where, given = f"after= of stage {stage!r}", after
     if isinstance(after, (str, Dependency)):
         after = (after,)
-    if not isinstance(after, Iterable):
-        raise DefinitionError(f"{where} takes a name, optional(name), or a sequence of these, not {after!r}")
+    if not isinstance(after, Iterable) or isinstance(after, Mapping):
+        raise DefinitionError(f"{where} takes a stage's name, optional(name), or a list of these, not {shown(given)}")
     edges: dict[str, Dependency] = {}
     for item in cast("Iterable[object]", after):
         edge = item if isinstance(item, Dependency) else Dependency(check_name(item, where))
@@ -188,10 +189,16 @@ def check_name(name: object, where: str) -> str:
         DefinitionError: It is no string, empty, or padded with white space.
     """
     if not isinstance(name, str):
-        raise DefinitionError(f"{where} needs a name, which is a string, not {name!r}")
+        raise DefinitionError(f"{where} needs a name, which is a string, not {shown(name)}")
     if not name or name != name.strip():
         raise DefinitionError(f"{where} needs a name without white space around it, not {name!r}")
     return name
+
+
+def shown(value: object) -> str:
+    """Gives what a user would recognise a value by: a function or class by its name, without an address."""
+    name = getattr(value, "__qualname__", None)
+    return f"{type(value).__name__} {name}" if isinstance(name, str) else repr(value)
 
 
 def check_timeout(timeout: object, option: str) -> float | None:
@@ -212,16 +219,22 @@ def check_timeout(timeout: object, option: str) -> float | None:
 M = TypeVar("M", bound=enum.Enum)
 
 
-def check_member(kind: type[M], value: M | str, option: str) -> M:
+def check_member(kind: type[M], value: M | str, option: str, *, without: tuple[M, ...] = ()) -> M:
     """Gives the member of an enumeration that is meant by a member or its lower-case name.
 
     Raises:
         DefinitionError: There is no such member.
     """
-    if isinstance(value, kind):
+    if isinstance(value, kind) and value not in without:
         return value
-    try:
-        return kind(value)
-    except ValueError:
-        choices = ", ".join(repr(member.value) for member in kind)
-        raise DefinitionError(f"{option}={value!r} is not known; choose one of {choices}") from None
+    choices = {str(member.value): member for member in kind if member not in without}
+    if isinstance(cast("object", value), str) and value in choices:
+        return choices[value]
+    raise DefinitionError(_unknown(option, value, choices))
+
+
+def _unknown(option: str, value: object, choices: Iterable[str]) -> str:
+    names = list(choices)
+    near = difflib.get_close_matches(str(value).lower(), names, n=1)
+    hint = f"did you mean {near[0]!r}? There are" if near else "choose one of"
+    return f"{option} is {value!r}, which is not known; {hint} {', '.join(map(repr, names))}"

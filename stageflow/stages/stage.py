@@ -21,10 +21,11 @@ from stageflow.stages.policy import (
     check_name,
     check_timeout,
     dependencies,
+    shown,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
     from types import FrameType
 
     from stageflow.context import StageContext
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Body",
+    "NativeBody",
     "Runner",
     "Stage",
     "StageFunction",
@@ -43,9 +45,11 @@ __all__ = [
     "stage",
 ]
 
-Body: TypeAlias = "Callable[[StageContext], Coroutine[Any, Any, Any]]"
+Body: TypeAlias = "Callable[[StageContext], Awaitable[Any]]"
 """An async function that does a stage's work."""
-Condition: TypeAlias = "Callable[[StageContext], bool]"
+NativeBody: TypeAlias = "Callable[[StageContext], Coroutine[Any, Any, Any]]"
+"""The same, known to be written with ``async def``."""
+Condition: TypeAlias = "Callable[[StageContext], object]"
 """What ``when=`` takes."""
 
 
@@ -99,7 +103,7 @@ class StageSpec:
 
     name: str
     runner: Runner
-    body: Body = attrs.field(repr=False, eq=False)
+    body: NativeBody = attrs.field(repr=False, eq=False)
     kind: StageKind = StageKind.TRANSFORM
     after: tuple[Dependency, ...] = ()
     join: Join = Join.ALL
@@ -139,7 +143,7 @@ class StageFunction:
         """Runs the function."""
         return await self.function(ctx)
 
-    def __call__(self, ctx: StageContext) -> Coroutine[Any, Any, Any]:
+    def __call__(self, ctx: StageContext) -> Awaitable[Any]:
         """Calls the function, as if it were not decorated."""
         return self.function(ctx)
 
@@ -191,9 +195,11 @@ def stage(
         async def count(ctx: StageContext) -> StageOutput:
             return StageOutput.ok(rows=len(ctx.inputs["fetch"]["rows"]))
     """
+    if function is not None and not callable(cast("object", function)):
+        raise DefinitionError(f"@stage takes options by name: write @stage(name={function!r})")
 
     def decorate(function: Body) -> StageFunction:
-        title = str(name or getattr(function, "__name__", ""))
+        title = str(getattr(function, "__name__", "") if name is None else name)
         declare(title, function, options, caller())
         return StageFunction(function, title, options)
 
@@ -232,28 +238,32 @@ def declare(name: object, runner: Any, options: Mapping[str, Any], frame: FrameT
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(StageOptions.__annotations__)}"
             raise DefinitionError(f"stage {title!r} has an unknown option {option!r}; {hint}")
     edges = dependencies(given.get("after", ()), title)
-    join = Join.of(given.get("join", Join.ALL))
+    join = Join.of(given.get("join", Join.ALL), f"join= of stage {title!r}")
     if any(edge.stage == title for edge in edges):
         raise CycleError([title, title])
     if join.count > len(edges):
         raise DefinitionError(f"stage {title!r} waits for {join.count} of {len(edges)} stages, which cannot happen")
     when: Condition | None = given.get("when")
-    if when is not None and (not callable(when) or inspect.iscoroutinefunction(when)):
-        raise DefinitionError(f"when= of stage {title!r} takes a plain function of the context, not {when!r}")
+    if when is not None:
+        if not callable(when):
+            raise DefinitionError(f"when= of stage {title!r} takes a plain function of the context, not {when!r}")
+        if inspect.iscoroutinefunction(when):
+            raise DefinitionError(f"when= of stage {title!r} is async; it takes a plain function of the context")
+        _check_arguments(when, (None,), title, "asked with the context")
     timeout: float | Default | None = given.get("timeout", DEFAULT)
     on_failure: OnFailure | Default | str = given.get("on_failure", DEFAULT)
     return StageSpec(
         name=title,
         runner=runner,
         body=_body(runner, title),
-        kind=check_member(StageKind, given.get("kind", StageKind.TRANSFORM), f"kind of stage {title!r}"),
+        kind=check_member(StageKind, given.get("kind", StageKind.TRANSFORM), f"kind= of stage {title!r}"),
         after=edges,
         join=join,
         when=when,
         timeout=timeout if isinstance(timeout, Default) else check_timeout(timeout, f"timeout= of stage {title!r}"),
         on_failure=on_failure
         if isinstance(on_failure, Default)
-        else check_member(OnFailure, on_failure, f"on_failure of stage {title!r}"),
+        else check_member(OnFailure, on_failure, f"on_failure= of stage {title!r}"),
         declared_at=None if frame is None else (frame.f_code.co_filename, frame.f_lineno),
     )
 
@@ -264,10 +274,10 @@ def name_of(runner: Any) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _body(runner: Any, name: str) -> Body:
+def _body(runner: Any, name: str) -> NativeBody:
     """Gives the async function of one argument that is meant by a runner."""
     if isinstance(runner, StageFunction):
-        return runner.function
+        return _body(runner.function, name)
     execute: Any = getattr(runner, "execute", None)
     if isinstance(runner, type):
         if not inspect.iscoroutinefunction(execute):
@@ -287,11 +297,12 @@ def _body(runner: Any, name: str) -> Body:
         raise DefinitionError(f"stage {name!r} is an async generator; return once, and save_partial() on the way")
     if not inspect.iscoroutinefunction(execute):
         raise DefinitionError(
-            f"stage {name!r} needs an async function, or an object with `async def execute(self, ctx)`, not {runner!r}"
+            f"stage {name!r}: {shown(cast('object', runner))} is not async; it needs `async def`, or an object with "
+            f"`async def execute(self, ctx)`"
         )
     _check_arguments(execute, (None,), name, "called with the context")
     if _is_native(execute):
-        body: Body = execute
+        body: NativeBody = execute
         return body
 
     async def call_and_await(ctx: StageContext) -> Any:
@@ -316,4 +327,4 @@ def _check_arguments(function: Callable[..., Any], arguments: tuple[None, ...], 
     try:
         signature.bind(*arguments)
     except TypeError as error:
-        raise DefinitionError(f"stage {name!r}: {function!r} cannot be {how}: {error}") from None
+        raise DefinitionError(f"stage {name!r}: {shown(cast('object', function))} cannot be {how}: {error}") from None

@@ -42,7 +42,8 @@ def tree(graph: Graph) -> RenderableType:
 def mermaid(graph: Graph) -> str:
     """Gives a graph as a Mermaid flowchart, its branches as subgraphs; the same text for the same graph.
 
-    A dotted edge is an optional one; a join other than `Join.ALL` is written on its edges.
+    A dotted edge is an optional one. What decides whether a stage starts is written on the edges to it: a join other
+    than `Join.ALL`, and ``when`` for a condition.
     """
     shape = graph.shape
     lines = ["flowchart TD"]
@@ -62,7 +63,9 @@ def mermaid(graph: Graph) -> str:
         todo += ((depth + 1, child) for child in reversed(branch.children))
     for number, name in enumerate(shape.names):
         spec = graph.stages[name]
-        label = "" if spec.join == Join.ALL else f"|{_join(spec.join)}|"
+        said = [] if spec.join == Join.ALL else [_join(spec.join)]
+        said += [] if spec.when is None else ["when"]
+        label = f"|{', '.join(said)}|" if said else ""
         for edge in spec.after:
             arrow = "-->" if edge.required else "-.->"
             lines.append(f"    s{shape.index[edge.stage]} {arrow}{label} s{number}")
