@@ -182,7 +182,7 @@ def _audit(targets: Sequence[Target], console: Console | None) -> tuple[Pipeline
     interrupted = False
     try:
         trio.run(audit)
-    except* KeyboardInterrupt:  # it comes in a group if it met the nursery that waits for the run
+    except KeyboardInterrupt:
         interrupted = True
     if not runs:
         raise KeyboardInterrupt

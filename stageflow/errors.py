@@ -238,7 +238,12 @@ def in_words(error: BaseException) -> str:
 
 def ungroup(error: BaseException) -> BaseException:
     """Gives the one exception in a group of one, however deep; any other error as it is."""
-    if not isinstance(error, BaseExceptionGroup):
-        return error
-    parts = cast("BaseExceptionGroup[BaseException]", error).exceptions
-    return ungroup(parts[0]) if len(parts) == 1 else cast("BaseException", error)
+    parts = _parts(error)
+    while len(parts) == 1:
+        error = next(iter(parts))
+        parts = _parts(error)
+    return error
+
+
+def _parts(error: BaseException) -> tuple[BaseException, ...]:
+    return cast("BaseExceptionGroup[BaseException]", error).exceptions if isinstance(error, BaseExceptionGroup) else ()

@@ -99,6 +99,9 @@ def freeze(value: Any) -> Any:
     frozen already costs nothing. Depth is limited by memory only (directly nested tuples aside), and structure that is
     shared or circular stays so.
     """
+    kind = cast("Any", type(value))
+    if kind is FrozenDict or kind in _LEAVES:
+        return value
     memo: dict[int, Any] = {}
     pending: _Pending = []
     frozen = _shell(value, memo, pending)

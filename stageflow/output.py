@@ -14,7 +14,7 @@ from stageflow.frozen import FrozenDict, freeze
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Artifact", "StageOutput", "StageStatus"]
+__all__ = ["Artifact", "StageOutput", "StageStatus", "said"]
 
 _NOTHING: FrozenDict[str, Any] = FrozenDict()
 
@@ -47,7 +47,7 @@ class StageOutput:
     """
 
     status: StageStatus
-    data: Any = _NOTHING
+    data: Any = attrs.field(default=_NOTHING, converter=freeze)  # pyright: ignore[reportUnknownVariableType]
     reason: str | None = None
     error: Exception | None = None
     recoverable: bool = False
@@ -76,10 +76,10 @@ class StageOutput:
     @classmethod
     def skip(cls, reason: str) -> StageOutput:
         """The stage has nothing to do. What needs it is skipped too; the run goes on and ends `PARTIAL`."""
-        return cls(StageStatus.SKIP, reason=_said(reason, "skip"))
+        return cls(StageStatus.SKIP, reason=said(reason, "StageOutput.skip"))
 
     @classmethod
-    def fail(cls, error: str | Exception, *, recoverable: bool = False, **fields: Any) -> StageOutput:
+    def fail(cls, error: str | Exception, /, *, recoverable: bool = False, **fields: Any) -> StageOutput:
         """The stage failed. The same as raising, but without a traceback.
 
         Args:
@@ -87,7 +87,7 @@ class StageOutput:
             recoverable: Whether trying again may help.
             **fields: What the stage has to show nevertheless; kept as the record's `partial`.
         """
-        reason = in_words(error) if isinstance(error, Exception) else _said(error, "fail")
+        reason = in_words(error) if isinstance(error, Exception) else said(error, "StageOutput.fail")
         original = error if isinstance(error, Exception) else RuntimeError(reason)
         data: FrozenDict[str, Any] = FrozenDict(fields) if fields else _NOTHING
         return cls(StageStatus.FAIL, data, reason=reason, error=original, recoverable=recoverable)
@@ -95,7 +95,7 @@ class StageOutput:
     @classmethod
     def cancel(cls, reason: str) -> StageOutput:
         """The whole run shall end. What has finished is kept; the run raises `UnifiedPipelineCancelled`."""
-        return cls(StageStatus.CANCEL, reason=_said(reason, "cancel"))
+        return cls(StageStatus.CANCEL, reason=said(reason, "StageOutput.cancel"))
 
     @classmethod
     def cancel_branch(cls, reason: str, *, of: str | None = None) -> StageOutput:
@@ -108,7 +108,7 @@ class StageOutput:
         """
         if of is not None and not isinstance(cast("object", of), str):
             raise TypeError(f"StageOutput.cancel_branch(of=...) takes the name of a stage, not {of!r}")
-        return cls(StageStatus.CANCEL_BRANCH, reason=_said(reason, "cancel_branch"), of=of)
+        return cls(StageStatus.CANCEL_BRANCH, reason=said(reason, "StageOutput.cancel_branch"), of=of)
 
     def __getitem__(self, key: str) -> Any:
         return self.data[key]
@@ -135,11 +135,16 @@ class StageOutput:
         return True
 
 
-def _said(reason: object, method: str) -> str:
+def said(reason: object, method: str) -> str:
+    """Gives back a reason that says something.
+
+    Raises:
+        TypeError: It is no string, or an empty one.
+    """
     if not isinstance(reason, str) or not reason.strip():
-        also = " or an exception, as an instance," if method == "fail" else ""
-        raise TypeError(f"StageOutput.{method}() needs a reason in words{also} not {reason!r}")
-    return reason
+        also = " or an exception, as an instance," if method == "StageOutput.fail" else ""
+        raise TypeError(f"{method}() needs a reason in words{also} not {reason!r}")
+    return str.__str__(reason)  # of a subclass as well, whose methods might do anything
 
 
 NOTHING = StageOutput(StageStatus.OK)

@@ -12,7 +12,7 @@ from stageflow.engine import PipelineResults, Run, open_run, run_to_end
 from stageflow.errors import DefinitionError, DuplicateStageError
 from stageflow.graph import Graph
 from stageflow.journal import StageState
-from stageflow.output import StageOutput
+from stageflow.output import StageOutput, StageStatus
 from stageflow.stages import Dependency, OnFailure, Runner, StageOptions, StageSpec, caller, declare, name_of
 from stageflow.stages.policy import check_member, check_name, check_timeout, dependencies, shown
 
@@ -290,7 +290,9 @@ async def run_stage(
     if record.state is StageState.SKIPPED:
         return StageOutput.skip(reason)
     if isinstance(record.error, Exception):
-        return StageOutput.fail(record.error, recoverable=record.recoverable, **record.partial)
+        return StageOutput(
+            StageStatus.FAIL, record.partial, reason=reason, error=record.error, recoverable=record.recoverable
+        )
     return StageOutput.cancel_branch(reason)
 
 

@@ -65,14 +65,18 @@ class Context(ABC):
     @property
     @abstractmethod
     def deadline(self) -> float:
-        """When the work will be cancelled, on Trio's clock; the same as ``timer.deadline``."""
+        """When the work will be cancelled, on Trio's clock; the same as ``timer.deadline``.
+
+        Of the scopes around the run it knows the deadline that they had when the run began.
+        """
 
     @property
     @abstractmethod
     def cancelled(self) -> bool:
         """Whether this work is being cancelled, for whatever reason.
 
-        What nobody can see from inside a shielded scope is that a scope around the run was cancelled.
+        What nobody can see from inside a shielded scope, or from another thread, is that a scope around the run was
+        cancelled. In a scope of the stage's own that is cancelled, it reads as if it were one around the run.
         """
 
     @property

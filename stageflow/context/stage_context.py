@@ -76,8 +76,8 @@ class StageHost(Protocol):
         """The branch's nursery."""
         ...
 
-    def ending(self) -> str | None:
-        """Why the branch is being cancelled, or `None`."""
+    def ending(self, stage: StagePart) -> str | None:
+        """Why the stage is being cancelled, or `None`."""
         ...
 
 
@@ -151,11 +151,11 @@ class StageContext(Context):
 
     @property
     def cancelled(self) -> bool:
-        return self._host.ending() is not None
+        return self._host.ending(self._part) is not None
 
     @property
     def cancel_reason(self) -> str | None:
-        return self._host.ending()
+        return self._host.ending(self._part)
 
     @property
     def stage(self) -> str:
@@ -180,7 +180,7 @@ class StageContext(Context):
 
     @property
     def attempt(self) -> int:
-        """Which try this is, from 1."""
+        """Which try this is, from 1; 0 while its condition is asked."""
         return self._part.attempts
 
     @property
@@ -197,12 +197,13 @@ class StageContext(Context):
     def nursery(self) -> trio.Nursery:
         """The branch's own nursery, for tasks that may outlive the stage, though not its branch.
 
-        The branch stays open until they have ended, and they are cancelled with it. An exception in one of them is a
-        failure of the stage that started it. What shall end with the stage belongs into a nursery that the stage opens.
+        The branch stays open until they have ended, however long that takes: no limit of a stage is on them. They are
+        cancelled with the branch. An exception in one of them is a failure of the stage that asked for the nursery
+        last. What shall end with the stage belongs into a nursery that the stage opens.
         """
         return self._host.lend_nursery(self._part)
 
-    def save_partial(self, **fields: Any) -> None:
+    def save_partial(self, /, **fields: Any) -> None:
         """Keeps something that is to survive if this stage does not end well.
 
         The fields are added to those of earlier calls, at once and deeply frozen; they are found in the record's
@@ -220,7 +221,10 @@ class StageContext(Context):
 
         Raises:
             TypeError: It is no `Artifact`.
+            RuntimeError: The stage has ended.
         """
+        if self._part.ended is not None:
+            raise RuntimeError(f"stage {self._part.name!r} has ended; what it makes now would come too late")
         if not isinstance(cast("object", artifact), Artifact):
             raise TypeError(f"add_artifact() takes an Artifact, not {artifact!r}; write Artifact(name=..., data=...)")
         self._host.state.artifacts.append(attrs.evolve(artifact, stage=self._part.name))

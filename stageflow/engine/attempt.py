@@ -12,7 +12,10 @@ from stageflow.errors import ContractViolation
 from stageflow.frozen import freeze
 from stageflow.output import NOTHING, StageOutput, StageStatus
 
-__all__ = ["Suspended", "as_failure", "as_output", "is_cancellation"]
+__all__ = ["Suspended", "as_failure", "as_output", "has_cancellation", "is_cancellation"]
+
+
+_GIVEN = object()
 
 
 @final
@@ -40,7 +43,10 @@ class Suspended:
         return self
 
     def __next__(self) -> Any:
-        return self._trap
+        if self._trap is _GIVEN:
+            return self._coroutine.send(None)
+        trap, self._trap = self._trap, _GIVEN
+        return trap
 
     @property
     def cr_frame(self) -> Any:
@@ -100,14 +106,25 @@ def is_cancellation(raised: BaseException) -> bool:
     return _without_cancellation(raised) is None
 
 
+def has_cancellation(raised: BaseException) -> bool:
+    """Whether it is `trio.Cancelled`, or a group in which there is one."""
+    return _without_cancellation(raised) is not raised
+
+
 def _without_cancellation(raised: BaseException) -> BaseException | None:
     if isinstance(raised, BaseExceptionGroup):
         group = cast("BaseExceptionGroup[BaseException]", raised)
-        cancelled, rest = group.split(trio.Cancelled)
+        try:
+            cancelled, rest = group.split(trio.Cancelled)
+        except Exception:  # a group that cannot be split, or is nested too deep, is taken as it is
+            return group
         return group if cancelled is None else rest
     return None if isinstance(raised, trio.Cancelled) else raised
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # it is the user's
+        text = "an object that cannot be shown"
     return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"

@@ -20,7 +20,7 @@ from stageflow.journal import Cause, CauseKind, StageRecord, StageState
 from stageflow.output import StageOutput
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from stageflow.context.stage_context import StagePart
     from stageflow.engine.execution import Execution
@@ -42,10 +42,21 @@ class BranchRun(Strand):
         interrupted: Whether something in it was cut short by a scope around it, as far as its children can tell.
         closed: Whether everything in it has settled.
         successor: The branch with which its task goes on.
+        unheard: What endings mean for the run, unless it turns out that the caller had cancelled it before.
         early_children: Branches that were to start in it before it had begun itself: its own strand was skipped.
     """
 
-    __slots__ = ("_lender", "cause", "closed", "early_children", "interrupted", "nursery", "parent", "successor")
+    __slots__ = (
+        "_lender",
+        "cause",
+        "closed",
+        "early_children",
+        "interrupted",
+        "nursery",
+        "parent",
+        "successor",
+        "unheard",
+    )
 
     def __init__(
         self, execution: Execution, parent: BranchRun | None, branch: Branch, at: int, present: tuple[str, ...] | None
@@ -58,6 +69,7 @@ class BranchRun(Strand):
         self.closed = False
         self.successor: BranchRun | None = None
         self.early_children: list[BranchRun] = []
+        self.unheard: list[Callable[[], None]] = []
         self._lender: StageRecord | None = None  # the stage that asked for the nursery last
 
     async def execute(self) -> None:  # noqa: ASYNC910  # leaving a nursery is a checkpoint
@@ -74,7 +86,7 @@ class BranchRun(Strand):
         except BaseException as error:  # noqa: ASYNC103  # _cut_short sees to it
             raised = error
         try:
-            if raised is not None or self.interrupted or self._at < len(self.branch.strand):
+            if raised is not None or self.interrupted or self.unheard or self._at < len(self.branch.strand):
                 await self._cut_short(raised)
         finally:
             self._close()
@@ -90,21 +102,30 @@ class BranchRun(Strand):
         execution = self._execution
         failure = None if raised is None else as_failure(raised)
         if raised is not None and failure is None and not is_cancellation(raised):
-            execution.dies_of(raised, self._current)
+            execution.dies_of(raised, self._lender or self._current)
         from_outside = False
         if self.why() is None:
             from_outside = await _is_cancelled()
-            was_cut = self.interrupted or self._current is not None
-            if not from_outside and was_cut and failure is None and self._lender is not None:
-                self.cause = Cause(CauseKind.NURSERY, self._lender.name, "its nursery was cancelled")
-                execution.some_branch_ended = True
+            was_cut = self.interrupted or self._at < len(self.branch.strand)
+            if not from_outside and was_cut and failure is None and execution.drained is None:
+                if self._lender is not None:
+                    self.cause = Cause(CauseKind.NURSERY, self._lender.name, "its nursery was cancelled")
+                    execution.some_branch_ended = True
+                elif self._current is not None:
+                    failure = RuntimeError("it raised a trio.Cancelled of its own making: nothing had been cancelled")
+        if from_outside:
+            self.interrupted = True
+            if self.parent is not None:
+                self.parent.interrupted = True
+                self.parent.unheard += self.unheard
+        else:
+            for act in self.unheard:
+                act()
         if failure is not None:
-            self._background_failed(failure, late=from_outside)
+            self._nursery_failed(failure, late=from_outside)
         if self.interrupted and not from_outside:
-            execution.relabel(self.branch.index, CALLER, self.why() or CALLER)
-        self.interrupted = from_outside
-        if from_outside and self.parent is not None:
-            self.parent.interrupted = True
+            execution.relabel(CALLER, self.why() or CALLER)
+            self.interrupted = False
 
     def end(self, cause: Cause) -> None:
         """Cancels the branch and everything below it, unless that is happening already."""
@@ -115,17 +136,20 @@ class BranchRun(Strand):
         if self.nursery is not None:
             self.nursery.cancel_scope.cancel(reason=str(cause))
 
-    def _background_failed(self, error: Exception, *, late: bool) -> None:
-        """Attributes an exception that came out of the nursery to the stage that had asked for it.
+    def _nursery_failed(self, error: Exception, *, late: bool) -> None:
+        """Attributes an exception that came out of the nursery to a stage.
 
-        If it is `late`, the caller had cancelled the run before, so it is only written down.
+        That is the stage which had asked for the nursery, or, if none had, the one that left something behind for which
+        Trio raised, such as a cancel scope that an async generator holds open. If it is `late`, the caller had
+        cancelled the run before, so it is only written down.
         """
-        execution, record = self._execution, self._lender
-        if record is None:  # no task but the engine's own was in it
+        execution, record = self._execution, self._lender or self._current or self._last
+        if record is None:
             execution.dies_of(error, None)
             return
         number = execution.shape.index[record.name]
-        cause = Cause(CauseKind.FAILURE, record.name, f"a task in its nursery raised {in_words(error)}")
+        what = "a task in its nursery raised " if record is self._lender else ""
+        cause = Cause(CauseKind.FAILURE, record.name, what + in_words(error))
         if record is self._current:
             execution.collector.fail(record, cause, StageOutput.fail(error), trio.current_time())
         else:
@@ -143,7 +167,7 @@ class BranchRun(Strand):
     def _close(self) -> None:
         """Settles what is left when the nursery has closed: the stage that was running, and what never started."""
         self.closed = True
-        if self._current is not None or self._at < len(self.branch.strand) or self.branch.children:
+        if self._current or self._untold or self._at < len(self.branch.strand) or self.branch.children:
             self._settle_the_rest()
         # Nothing below looks up to it any more. Letting go of it here keeps a long run from holding the nurseries and
         # scopes of all the branches that have ended.
@@ -153,7 +177,7 @@ class BranchRun(Strand):
     def _settle_the_rest(self) -> None:
         execution, strand, record = self._execution, self.branch.strand, self._current
         slots, now = execution.collector.slots, trio.current_time()
-        settled: list[int] = []
+        settled = self._untold
         if record is not None:
             if not record.state.settled:
                 state = StageState.CANCELLED if record.error is None else StageState.FAILED
@@ -202,13 +226,16 @@ class BranchRun(Strand):
         self._lender = self._current
         return self.nursery
 
-    def ending(self) -> str | None:
+    def ending(self, stage: StagePart) -> str | None:
         why = self.why()
         if why is not None:
             return why.reason
-        if self._current is not None and self._scope.cancel_called:
-            return self._time_is_up().reason
-        return None if trio.current_effective_deadline() > -math.inf else CALLER.reason
+        try:
+            if self._current is stage and self._scope.cancel_called:
+                return self._time_is_up().reason
+            return None if trio.current_effective_deadline() > -math.inf else CALLER.reason
+        except RuntimeError:  # asked from another thread, where Trio has no answer, or too deep for Trio to tell
+            return None
 
 
 async def _is_cancelled() -> bool:

@@ -54,6 +54,7 @@ class Collector:
     """
 
     __slots__ = (
+        "_handed_out",
         "_places",
         "artifacts",
         "began_at",
@@ -81,10 +82,15 @@ class Collector:
         self.slots: list[StageRecord | None] = [None] * len(shape.names)
         self.failures: list[StageRecord] = []
         self._places = 0
+        self._handed_out: dict[int, StageRecord] = {}  # records of stages to which nothing has happened yet
 
     def begin(self, number: int, branch: str, now: float) -> StageRecord:
         """Writes that a stage has started."""
-        record = StageRecord(self.shape.names[number], branch, _RUNNING, 1, now)
+        record = self._handed_out.pop(number, None) if self._handed_out else None
+        if record is None:
+            record = StageRecord(self.shape.names[number], branch, _RUNNING, 1, now)
+        else:
+            record.state, record.attempts, record.started = _RUNNING, 1, now
         self.slots[number] = record
         return record
 
@@ -117,14 +123,16 @@ class Collector:
     def skip(self, number: int, cause: Cause, now: float) -> StageRecord:
         """Writes that a stage will not start."""
         self.slots[number] = record = self.record(number)
+        del self._handed_out[number]
         self.settle(record, StageState.SKIPPED, cause, now)
         return record
 
     def record(self, number: int) -> StageRecord:
-        """Gives the record of a stage; a new one, in state PENDING, if nothing has happened to it yet."""
-        record = self.slots[number]
+        """Gives the record of a stage, which is PENDING if nothing has happened to it yet."""
+        record = self.slots[number] or self._handed_out.get(number)
         if record is None:
-            return StageRecord(self.shape.names[number], self.shape.branch_names[self.shape.branch_of[number]])
+            record = StageRecord(self.shape.names[number], self.shape.branch_names[self.shape.branch_of[number]])
+            self._handed_out[number] = record
         return record
 
     def missing(self, name: str) -> MissingOutputError:
@@ -149,7 +157,10 @@ class Records(Mapping[str, StageRecord]):
         self._collector = collector
 
     def __getitem__(self, name: str) -> StageRecord:
-        return self._collector.record(self._collector.shape.index[name])
+        number = self._collector.shape.index.get(name)
+        if number is None:
+            raise self._collector.missing(name)
+        return self._collector.record(number)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._collector.shape.names)

@@ -8,6 +8,7 @@ however large the graph is.
 from __future__ import annotations
 
 import contextvars
+import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, final
 
@@ -18,6 +19,7 @@ from stageflow.context.ids import new_run_id
 from stageflow.context.stage_context import RunState
 from stageflow.engine.branch import BranchRun
 from stageflow.engine.collector import Collector
+from stageflow.engine.results import PipelineResults
 from stageflow.errors import DefinitionError, MissingOutputError, UnknownStageError, in_words, ungroup
 from stageflow.graph.branches import TRUNK
 from stageflow.journal import Cause, CauseKind, RunStatus, StageRecord
@@ -39,6 +41,7 @@ class Execution:
     Attributes:
         collector: What has happened to its stages.
         state: What the contexts of its stages share.
+        results: What the run shows of the collector.
         trunk: The outermost branch.
         branches: The branches that have started and not ended, by number.
         fatal: What a stage raised that nobody may hold back, like `KeyboardInterrupt`.
@@ -64,6 +67,7 @@ class Execution:
         "graph",
         "plan",
         "reported",
+        "results",
         "shape",
         "some_branch_ended",
         "state",
@@ -84,12 +88,13 @@ class Execution:
             run_id=run_id,
             origin=context,
             started=now,
-            deadline=trio.current_effective_deadline(),
+            deadline=_deadline_around(),
             artifacts=artifacts,
         )
         self.trunk = BranchRun(self, None, self.shape.branches[TRUNK], 0, None)
         self.branches: list[BranchRun | None] = [None] * len(self.shape.branches)
         self.branches[TRUNK] = self.trunk
+        self.results = PipelineResults(self.collector)
         self.fatal: BaseException | None = None
         self.ending: Cause | None = None
         self.drained: Cause | None = None
@@ -131,7 +136,7 @@ class Execution:
             return RunStatus.FAILED
         if self.trunk.interrupted:
             return RunStatus.INTERRUPTED
-        complete = len(self.collector.outputs) == len(self.collector.slots)
+        complete = len(self.collector.outputs) == len(self.collector.slots) and not self.collector.failures
         return RunStatus.SUCCEEDED if complete else RunStatus.PARTIAL
 
     # Starting
@@ -228,7 +233,7 @@ class Execution:
             assert following.parent is not None
             nursery = following.parent.nursery
             assert nursery is not None
-            if contextvars.copy_context() != self._task_context:
+            if not _is_same(contextvars.copy_context(), self._task_context):
                 self.start(following, nursery)
                 return
             run = following
@@ -251,15 +256,11 @@ class Execution:
             todo += self.shape.branches[index].children
         return found
 
-    def relabel(self, branch: int, wrong: Cause, cause: Cause) -> None:
-        """Corrects the cause of what was cut short in a branch and below it, where that could not tell."""
-        todo = [branch]
-        for index in todo:  # grows on the way
-            for number in self.shape.branches[index].strand:
-                record = self.collector.slots[number]
-                if record is not None and record.cause is wrong:
-                    record.cause = cause
-            todo += self.shape.branches[index].children
+    def relabel(self, wrong: Cause, cause: Cause) -> None:
+        """Corrects the cause of what was cut short, and of what that led to, where a branch could not tell it yet."""
+        for record in self.collector.slots:
+            if record is not None and record.cause is wrong:
+                record.cause = cause
 
     # Ending
 
@@ -276,7 +277,7 @@ class Execution:
             nonlocal acted
             if not acted:
                 acted = True
-                action()
+                action()  # must not raise: Trio would break down
             return Abort.SUCCEEDED
 
         with trio.CancelScope(shield=True) as scope:
@@ -372,3 +373,15 @@ class Execution:
             reason = f"{stage!r} does not come after it; add it to after= of {stage!r}"
             return MissingOutputError(name, state=self.collector.record(number).state, reason=reason)
         return self.collector.missing(name)
+
+
+def _is_same(one: contextvars.Context, other: contextvars.Context) -> bool:
+    """Whether two contexts hold the very same values; what is merely equal may still be another object."""
+    return len(one) == len(other) and all(one.get(variable, one) is value for variable, value in other.items())
+
+
+def _deadline_around() -> float:
+    try:
+        return trio.current_effective_deadline()
+    except RecursionError:  # Trio asks one scope after the other, and there may be thousands
+        return math.inf

@@ -6,17 +6,20 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, final
 
 import trio
+from trio.lowlevel import checkpoint_if_cancelled
 
+from stageflow.engine.attempt import has_cancellation, is_cancellation
 from stageflow.engine.branch import CALLER
 from stageflow.engine.execution import Execution
-from stageflow.engine.results import PipelineResults
-from stageflow.errors import StageExecutionError, StageTimeoutError, UnifiedPipelineCancelled, in_words
+from stageflow.errors import StageExecutionError, StageTimeoutError, UnifiedPipelineCancelled, in_words, ungroup
 from stageflow.journal import CauseKind, RunStatus, StageRecord
+from stageflow.output import said
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from stageflow.context import PipelineContext
+    from stageflow.engine.results import PipelineResults
     from stageflow.graph import Graph
 
 __all__ = ["Run", "open_run", "run_to_end"]
@@ -26,12 +29,11 @@ __all__ = ["Run", "open_run", "run_to_end"]
 class Run:
     """The handle of a run that was opened with `StageGraph.open`. It stays readable after the run has ended."""
 
-    __slots__ = ("_ended", "_execution", "_opener", "_results")
+    __slots__ = ("_ended", "_execution", "_opener")
 
     def __init__(self, execution: Execution, ended: trio.Event) -> None:
         self._execution = execution
         self._opener = trio.lowlevel.current_task()
-        self._results = PipelineResults(execution.collector)
         self._ended = ended
 
     @property
@@ -42,7 +44,7 @@ class Run:
     @property
     def results(self) -> PipelineResults:
         """What is known of the run so far. It is live, and still there after the run has ended in whatever way."""
-        return self._results
+        return self._execution.results
 
     def cancel(self, reason: str) -> None:
         """Cancels the run. What has finished is kept; `wait` raises `UnifiedPipelineCancelled`.
@@ -53,10 +55,10 @@ class Run:
         Args:
             reason: Why, in words.
         """
-        self._execution.cancel(reason)
+        self._execution.cancel(said(reason, "Run.cancel"))
 
     def cancel_branch(self, stage: str, reason: str) -> None:
-        """Cancels one branch of the run, and nothing else. It never makes the run raise.
+        """Cancels one branch of the run, and nothing else. That does not make the run raise.
 
         Returns at once. What runs in the branch is cancelled at its next checkpoint and its partial output kept; what
         has not started in it is skipped; joins beyond it see their inputs from it as absent. If the branch has not
@@ -69,7 +71,7 @@ class Run:
         Raises:
             UnknownStageError: There is no such stage.
         """
-        self._execution.cancel_branch(stage, reason)
+        self._execution.cancel_branch(stage, said(reason, "Run.cancel_branch"))
 
     async def wait(self) -> PipelineResults:
         """Waits until the run has ended. Any number of tasks may do so.
@@ -90,7 +92,7 @@ class Run:
         return outcome_of(self._execution)
 
     def __repr__(self) -> str:
-        return f"<Run {self.id} of {self._execution.shape.pipeline!r}, {self._results.status.value}>"
+        return f"<Run {self.id} of {self._execution.shape.pipeline!r}, {self.results.status.value}>"
 
 
 async def run_to_end(graph: Graph, context: PipelineContext) -> PipelineResults:
@@ -117,20 +119,18 @@ async def open_run(graph: Graph, context: PipelineContext) -> AsyncGenerator[Run
             nursery.start_soon(execute, name=f"run of {graph.name}")
             try:
                 yield Run(execution, ended)
-            except trio.Cancelled:
-                raise  # by a scope around the block, which is around the run as well
-            except BaseException as error:
+            except BaseException as error:  # noqa: ASYNC103
                 # Kept out of the nursery, which would wrap it into a group, and raised again when the run has ended.
+                if is_cancellation(error):
+                    raise  # by a scope around the block, which is around the run as well
                 raised = error
-                execution.cancel(f"the block around the run raised {type(error).__name__}")
-    except trio.Cancelled:  # noqa: ASYNC103
-        if raised is None:
-            raise
-    except BaseException:
-        if execution.fatal is None:
-            raise
-        raise execution.fatal from None  # without the group that the nursery made of it
+                if not has_cancellation(error):
+                    execution.cancel(f"the block around the run raised {type(error).__name__}")
+    except BaseException as error:  # noqa: ASYNC103  # raised again below, out of the group that the nursery made of it
+        raised = execution.fatal or raised or ungroup(error)
     if raised is not None:
+        if is_cancellation(raised):
+            await checkpoint_if_cancelled()  # raises a single one
         if isinstance(raised, Exception) and not execution.reported:
             _mention_failure(raised, execution)
         raise raised
@@ -156,7 +156,7 @@ def outcome_of(execution: Execution) -> PipelineResults:
         UnifiedPipelineCancelled: The run was cancelled.
     """
     collector, verdict = execution.collector, execution.verdict
-    results = PipelineResults(collector)
+    results = execution.results
     finished = f"{len(results)} of {len(collector.slots)} stages had succeeded; see .results"
     if verdict is None:
         if collector.status in {RunStatus.SUCCEEDED, RunStatus.PARTIAL}:

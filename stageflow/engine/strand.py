@@ -39,7 +39,7 @@ from stageflow.output import StageOutput, StageStatus
 from stageflow.stages import OnFailure
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from stageflow.context.stage_context import RunState, StagePart
     from stageflow.engine.branch import BranchRun
@@ -63,6 +63,8 @@ class Strand(ABC):
         state: What the contexts of the run share.
     """
 
+    unheard: list[Callable[[], None]]  # the branch's
+
     __slots__ = (
         "_absent",
         "_armed",
@@ -75,6 +77,7 @@ class Strand(ABC):
         "_present",
         "_rested",
         "_scope",
+        "_untold",
         "branch",
         "name",
         "state",
@@ -90,6 +93,7 @@ class Strand(ABC):
         self._present = present  # what the first stage may see, if it does not wait for all of its inputs
         self._current: StageRecord | None = None  # the stage that is running
         self._last: StageRecord | None = None  # the stage that ended last
+        self._untold: list[int] = []  # stages that have settled, of which others have not heard yet
         self._rested = 0.0  # when this task last let others run
         self._scope: trio.CancelScope  # around the bodies
         self._armed = math.inf  # its deadline
@@ -109,7 +113,7 @@ class Strand(ABC):
         """The branch itself, if it ends as soon as its strand does and that is done."""
 
     @abstractmethod
-    def ending(self) -> str | None:
+    def ending(self, stage: StagePart) -> str | None:
         """Why the work of its stages is being cancelled, in words."""
 
     @abstractmethod
@@ -162,6 +166,7 @@ class Strand(ABC):
                 number = strand[self._at]
                 if self._absent is not None and not plan.starts_bare[number]:
                     self._settled(number, collector.skip(number, self._absent, now))
+                    now = trio.current_time()
                     continue
 
                 self._current = record = collector.begin(number, self.name, now)
@@ -172,7 +177,7 @@ class Strand(ABC):
                 try:
                     context = StageContext(self, record)
                     condition = plan.conditions[number]
-                    if condition is None or self._is_met(condition, context, record):
+                    if condition is None or await self._is_met(condition, context, record):
                         body = plan.bodies[number](context)
                         try:
                             trap = body.send(None)
@@ -208,14 +213,15 @@ class Strand(ABC):
                 self._last.after_cancel = True
             raise
 
-    def _is_met(self, condition: Condition, context: StageContext, record: StageRecord) -> bool:
-        """Asks a condition; the stage counts as entered only if it says yes."""
+    async def _is_met(self, condition: Condition, context: StageContext, record: StageRecord) -> bool:
+        """Asks a condition; the stage counts as entered only if it says yes, and has not cancelled the run itself."""
         started, record.started, record.attempts = record.started, None, 0
         met = condition(context)
         if inspect.isawaitable(met):
             if inspect.iscoroutine(met):
                 met.close()
             raise TypeError(f"when= of stage {record.name!r} gave an awaitable; it takes a plain function")
+        await checkpoint_if_cancelled()
         if met:
             record.started, record.attempts = started, 1
         return bool(met)
@@ -242,7 +248,9 @@ class Strand(ABC):
         if self._execution.plan.followers[number]:
             self._execution.propagate(number, record.cause, self.leaving())
 
-    async def _conclude(self, ending: StageOutput, kind: CauseKind | None = None) -> bool:
+    async def _conclude(  # noqa: ASYNC910  # the strand has checkpoints enough
+        self, ending: StageOutput, kind: CauseKind | None = None
+    ) -> bool:
         """Writes how the current stage ended and does what that means for others; tells whether the strand goes on."""
         record, execution = self._current, self._execution
         assert record is not None
@@ -272,12 +280,24 @@ class Strand(ABC):
         self._last = record
         self._absent = cause
         self._at += 1
+
+        def act() -> None:
+            if policy is None:
+                target.end(cause)
+            else:
+                execution.note(record, cause, policy)
+                execution.act()
+
         why = self.why()
         if why is None:
             try:
                 await checkpoint_if_cancelled()
             except trio.Cancelled:
-                record.after_cancel = True  # and if the caller had cancelled the run, it means nothing to others
+                # By the caller, and then it means nothing to others; or just in the nursery that some stage had asked
+                # for. `BranchRun` will know when that has closed.
+                record.after_cancel = True
+                self._untold.append(number)
+                self.unheard.append(act)
                 raise
         else:
             record.after_cancel = True
@@ -286,9 +306,9 @@ class Strand(ABC):
 
         if policy is None:
             if target is self:
-                self.end(cause)
+                act()
             else:
-                await execution.at_end_of_tick(lambda: target.end(cause))
+                await execution.at_end_of_tick(act)
             execution.propagate(number, cause)
             return False
         execution.note(record, cause, policy)
@@ -310,6 +330,8 @@ class Strand(ABC):
     def extend_limit(self, stage: StagePart, seconds: float) -> None:
         if self._current is not stage:
             raise RuntimeError(f"stage {stage.name!r} has ended, so there is no limit to extend")
+        if self._scope.cancel_called:
+            raise RuntimeError(f"stage {stage.name!r} has reached its limit, so it is too late to extend it")
         if self._limit:
             self._limit += seconds
             self._due += seconds
