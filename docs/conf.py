@@ -36,7 +36,8 @@ EXTERNAL = "|".join([*sys.stdlib_module_names, "attr", "attrs", "cattrs", "rich"
 TYPE_VARIABLE = r"(.*\.)?_?[A-Z](_co|_contra)?"
 # What stands in signatures without being a public name; the reference says in words what is meant.
 UNNAMED = (
-    r"(stageflow\..*\.)?(Body|Condition|Default|Dependency|Runner|Shape|StageFunction)|AbstractAsyncContextManager"
+    r"(stageflow\..*\.)?(Body|Condition|Default|Dependency|NativeBody|Runner|Shape|StageFunction)"
+    r"|AbstractAsyncContextManager"
 )
 nitpick_ignore_regex = [(r"py:.*", rf"({EXTERNAL})(\..*)?"), (r"py:.*", TYPE_VARIABLE), (r"py:.*", UNNAMED)]
 
