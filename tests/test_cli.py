@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -28,6 +29,13 @@ report = Pipeline("report").with_stage("fetch", step).with_stage("send", step, a
 built = report.build()
 nothing = 42
 round_and_round = Pipeline("round").with_stage("a", step, after="b").with_stage("b", step, after="a")
+ways = (
+    Pipeline("ways")
+    .with_stage("route", step, kind="route")
+    .with_stage("left", step, after="route", when=bool)
+    .with_stage("right", step, after="route", when=bool)
+)
+mistaken = ways.with_stage("meet", step, after=["left", "right"])
 """
 
 
@@ -105,7 +113,7 @@ def test_json_is_one_object_and_nothing_else(capsys: pytest.CaptureFixture[str])
     assert demo("--json", "--only", "demo-torn", "--trace") == 1
     out, err = capsys.readouterr()
     found = json.loads(out)
-    assert found["clean"] is False
+    assert (found["interrupted"], found["clean"]) == (False, False)
     assert [(finding["path"], finding["problem"]) for finding in found["findings"]] == [
         ("demo_torn/a.py", "missing"),
         ("demo_torn/b.py", "altered"),
@@ -150,6 +158,14 @@ def test_an_unknown_distribution_is_a_usage_error_with_a_suggestion(capsys: pyte
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.usefixtures("site")
+def test_an_unknown_distribution_that_is_like_no_other_is_not_compared_with_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert demo("--only", "xyzzy") == 2
+    assert capsys.readouterr() == ("", "stageflow: no distribution 'xyzzy' is installed\n")
+
+
 @pytest.mark.parametrize("arguments", [["--onl", "x"], ["--only"], ["surplus"], ["--trace=maybe"]])
 def test_what_is_not_understood_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert demo(*arguments) == 2
@@ -158,12 +174,13 @@ def test_what_is_not_understood_exits_with_2(arguments: list[str], capsys: pytes
     assert "Error" in err
 
 
-def test_an_audit_that_is_interrupted_says_what_it_knows_and_exits_with_130(tmp_path: Path) -> None:
+def interrupted(tmp_path: Path, *options: str) -> str:
+    """Runs a demo that would take minutes, interrupts it when it has begun, and gives what it prints."""
     install(tmp_path, "demo-vast", {}, record=f"vast.bin,sha256=abc,{1 << 36}\n")
     install(tmp_path, "demo-tidy", {"tidy.py": ""})
     with (tmp_path / "vast.bin").open("wb") as file:
         file.truncate(1 << 36)  # it takes no room, but minutes to read
-    program = """
+    program = f"""
         import os, signal, sys, threading, time
         from stageflow.cli import main
 
@@ -173,19 +190,31 @@ def test_an_audit_that_is_interrupted_says_what_it_knows_and_exits_with_130(tmp_
             os.kill(os.getpid(), signal.SIGINT)
 
         threading.Thread(target=interrupt, daemon=True).start()
-        sys.exit(main(["demo", "--json", "--only", "demo-vast", "--only", "demo-tidy"]))
+        sys.exit(main(["demo", "--only", "demo-vast", "--only", "demo-tidy", *{options}]))
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "PYTHONIOENCODING": "utf-8"},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=60,
         check=False,
     )
     assert done.returncode == 130, done.stderr
     assert done.stderr == "stageflow: interrupted\n"
-    assert json.loads(done.stdout)["distributions"] == 2
+    return done.stdout
+
+
+def test_an_audit_that_is_interrupted_says_what_it_knows_and_is_not_clean(tmp_path: Path) -> None:
+    first, _, rest = interrupted(tmp_path).partition("\n")
+    assert re.fullmatch(r"Interrupted\. [01] of 2 distributions verified so far, no findings\.", first)
+    assert rest.startswith("\naudit  ⊘ interrupted in ")
+
+
+def test_an_audit_that_is_interrupted_is_one_json_object_nevertheless(tmp_path: Path) -> None:
+    found = json.loads(interrupted(tmp_path, "--json"))
+    assert (found["interrupted"], found["clean"]) == (True, False)
+    assert (found["distributions"], found["findings"]) == (2, [])
 
 
 # show
@@ -214,14 +243,24 @@ def test_show_prints_mermaid(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("flows")
+def test_show_says_what_build_warns_of_and_draws_the_graph_nevertheless(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "flows_of_test:mistaken", "--mermaid"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("flowchart TD")
+    assert len(err.splitlines()) == 1
+    assert err.startswith("stageflow: stage 'meet' (")
+    assert err.endswith('say join="any_settled"\n')
+
+
+@pytest.mark.usefixtures("flows")
 @pytest.mark.parametrize(
     ("where", "message"),
     [
         (
             "flows_of_test",
             (
-                "write MODULE:PIPELINE; there is 'flows_of_test:built', 'flows_of_test:report', "
-                "'flows_of_test:round_and_round'"
+                "write MODULE:PIPELINE; there is 'flows_of_test:built', 'flows_of_test:mistaken', "
+                "'flows_of_test:report', 'flows_of_test:round_and_round', 'flows_of_test:ways'"
             ),
         ),
         ("flows_of_test:reprot", "module 'flows_of_test' has no 'reprot'; did you mean 'report'?"),
@@ -229,7 +268,7 @@ def test_show_prints_mermaid(capsys: pytest.CaptureFixture[str]) -> None:
             "flows_of_test:nothing",
             (
                 "'nothing' of module 'flows_of_test' is no pipeline, but of type 'int'; "
-                "there is 'built', 'report', 'round_and_round'"
+                "there is 'built', 'mistaken', 'report', 'round_and_round', 'ways'"
             ),
         ),
         ("flow_of_test:report", "there is no module 'flow_of_test'; did you mean 'flows_of_test'?"),
@@ -253,8 +292,14 @@ def test_show_says_what_to_change(where: str, message: str, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("import not_there_at_all", "module 'broken_flows' cannot be imported: No module named 'not_there_at_all'"),
-        ("1 / 0", "module 'broken_flows' cannot be imported: ZeroDivisionError: division by zero"),
+        ("import not_there_at_all", "No module named 'not_there_at_all' (broken_flows.py:1)"),
+        ("def f():\n    1 / 0\n\nf()", "ZeroDivisionError: division by zero (broken_flows.py:2)"),
+        (
+            "import json\njson.loads('')",
+            "JSONDecodeError: Expecting value: line 1 column 1 (char 0) (broken_flows.py:2)",
+        ),
+        ("x = (", "SyntaxError: '(' was never closed (broken_flows.py, line 1)"),
+        ("import sys\nsys.exit(3)", "it raises SystemExit(3) (broken_flows.py:2)"),
     ],
 )
 @pytest.mark.usefixtures("flows")
@@ -263,7 +308,7 @@ def test_show_says_why_a_module_cannot_be_imported(
 ) -> None:
     (tmp_path / "broken_flows.py").write_text(source)
     assert main(["show", "broken_flows:report"]) == 2
-    assert capsys.readouterr() == ("", f"stageflow: {message}\n")
+    assert capsys.readouterr() == ("", f"stageflow: module 'broken_flows' cannot be imported: {message}\n")
 
 
 # The command itself

@@ -553,3 +553,47 @@ def test_an_all_join_over_stages_that_exclude_each_other_is_warned_of() -> None:
 )
 def test_what_may_well_be_meant_is_not_warned_of(pipeline: Callable[[], Pipeline]) -> None:
     pipeline().build()  # a warning would be an error
+
+
+def test_a_graph_is_frozen() -> None:
+    graph = chain(2).build()
+    for name in ("name", "plan", "stages", "on_failure"):
+        with pytest.raises(AttributeError, match="frozen"):
+            setattr(graph, name, None)
+    with pytest.raises(TypeError):
+        cast("Any", graph.stages)["x"] = 1
+
+
+def test_the_warning_of_an_exclusive_join_sees_through_nested_branches_and_says_where_the_join_is() -> None:
+    pipeline = (
+        Pipeline("nested")
+        .with_stage("route", body, kind="route")
+        .with_stage("high", body, after="route", when=lambda ctx: True)
+        .with_stage("high 1", body, after="high")
+        .with_stage("high 2", body, after="high")
+        .with_stage("low", body, after="route", when=lambda ctx: False)
+        .with_stage("join", body, after=["high 1", "low"])
+    )
+    with pytest.warns(DefinitionWarning, match="'high 1', 'low'") as caught:
+        pipeline.build()
+    assert caught[0].filename.endswith(HERE)
+
+
+@pytest.mark.parametrize("mode", ["al", "", "n"])
+def test_a_join_of_no_known_mode_cannot_be_made(mode: str) -> None:
+    with pytest.raises(ValueError, match="mode"):
+        Join(mode)
+
+
+@pytest.mark.parametrize(
+    ("options", "essentials"),
+    [({"join": "any"}, "comes after nothing"), ({"join": "settled"}, "say after=")],
+)
+def test_a_join_that_waits_for_nothing_is_a_mistake(options: Any, essentials: str) -> None:
+    with pytest.raises(DefinitionError, match=essentials):
+        Pipeline("p").with_stage("a", body, **options)
+
+
+def test_no_stage_is_called_like_the_outermost_branch() -> None:
+    with pytest.raises(DefinitionError, match="outermost branch"):
+        Pipeline("p").with_stage("trunk", body)

@@ -184,7 +184,8 @@ async def test_an_audit_that_is_cancelled_ends_within_a_file_however_large(tmp_p
     with pytest.raises(UnifiedPipelineCancelled), trio.fail_after(30):
         await cancelled_when_it_reads()
     assert runs[0].results.records["vast: verify"].state is StageState.CANCELLED
-    assert audit_of(runs[0].results, targets).verified == 0
+    audit = audit_of(runs[0].results, targets)
+    assert (audit.interrupted, audit.clean, audit.verified) == (True, False, 0)
 
 
 def test_an_audit_as_json_has_these_keys(tmp_path: Path) -> None:
@@ -200,6 +201,7 @@ def test_an_audit_as_json_has_these_keys(tmp_path: Path) -> None:
         "failed",
         "files",
         "findings",
+        "interrupted",
         "seconds",
         "skipped",
         "verified",

@@ -142,7 +142,7 @@ def test_a_terminal_without_unicode_gets_a_drawing_it_can_show() -> None:
 # Mermaid
 
 
-def test_mermaid_has_branches_as_nested_subgraphs_and_joins_on_their_edges() -> None:
+def test_mermaid_has_branches_as_nested_subgraphs_and_joins_and_conditions_on_their_edges() -> None:
     assert orders().build().to_mermaid() == picture("""
         flowchart TD
             s0["fetch"]
@@ -172,8 +172,8 @@ def test_mermaid_has_branches_as_nested_subgraphs_and_joins_on_their_edges() -> 
             s0 --> s1
             s0 --> s2
             s1 --> s3
-            s3 --> s4
-            s3 --> s5
+            s3 -->|when| s4
+            s3 -->|when| s5
             s3 --> s6
             s4 --> s7
             s7 -->|any_settled| s8
@@ -182,6 +182,12 @@ def test_mermaid_has_branches_as_nested_subgraphs_and_joins_on_their_edges() -> 
             s8 -->|n_of 1| s9
             s2 -->|n_of 1| s9
     """)
+
+
+def test_a_join_with_a_condition_has_both_on_its_edges() -> None:
+    pipeline = fan(2).with_stage("last", gives(), after=["b0", "b1"], join="any", when=is_high)
+    edges = [line.strip() for line in pipeline.build().to_mermaid().splitlines() if "when" in line]
+    assert edges == ["s1 -->|any, when| s4", "s2 -->|any, when| s4"]
 
 
 @pytest.mark.parametrize(

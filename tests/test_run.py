@@ -129,36 +129,47 @@ async def test_wait_raises_the_error_to_every_task_and_leaving_does_not_again(au
 
 async def test_leaving_the_block_raises_the_error_whatever_other_tasks_were_told(autojump_clock: MockClock) -> None:
     told: list[PipelineTerminated] = []
-    with pytest.raises(StageExecutionError) as caught:
+
+    async def watch(run: Run) -> None:
+        with pytest.raises(StageExecutionError) as seen:
+            await run.wait()
+        told.append(seen.value)
+
+    async def leaves() -> None:
         async with diamond(b=sleeps(1, ERROR)).build().open() as run, trio.open_nursery() as nursery:
-
-            async def watch() -> None:
-                with pytest.raises(StageExecutionError) as seen:
-                    await run.wait()
-                told.append(seen.value)
-
-            nursery.start_soon(watch)
+            nursery.start_soon(watch, run)
             await trio.sleep(5)
+
+    with pytest.raises(StageExecutionError) as caught:
+        await leaves()
     assert [error.stage for error in told] == ["b"]
-    assert caught.value.stage == "b"
+    assert caught.value is not told[0]
+    assert caught.value.results is told[0].results
 
 
-async def test_what_the_block_raises_after_a_failure_mentions_the_failure(autojump_clock: MockClock) -> None:
-    with pytest.raises(KeyError) as caught:
-        async with diamond(b=sleeps(1, ERROR)).build().open() as run:
+@pytest.mark.parametrize(
+    ("pipeline", "status", "notes"),
+    [
+        (diamond(b=sleeps(1, ERROR)), RunStatus.FAILED, ["before that, stage 'b'"]),
+        (diamond(b=sleeps(9)), RunStatus.CANCELLED, []),
+    ],
+    ids=["after a failure", "while the run goes"],
+)
+async def test_what_the_block_raises_mentions_a_failure_before_it(
+    autojump_clock: MockClock, pipeline: Pipeline, status: RunStatus, notes: list[str]
+) -> None:
+    runs: list[Run] = []
+
+    async def raises_itself() -> None:
+        async with pipeline.build().open() as run:
+            runs.append(run)
             await trio.sleep(5)
             raise KeyError("mine")
-    assert run.results.status is RunStatus.FAILED
-    assert [note.partition(" (")[0] for note in caught.value.__notes__] == ["before that, stage 'b'"]
 
-
-async def test_what_the_block_raises_while_the_run_goes_is_left_alone(autojump_clock: MockClock) -> None:
     with pytest.raises(KeyError) as caught:
-        async with diamond(b=sleeps(9)).build().open() as run:
-            await trio.sleep(5)
-            raise KeyError("mine")
-    assert run.results.status is RunStatus.CANCELLED
-    assert not hasattr(caught.value, "__notes__")
+        await raises_itself()
+    assert runs[0].results.status is status
+    assert [note.partition(" (")[0] for note in getattr(caught.value, "__notes__", [])] == notes
 
 
 async def test_leaving_the_block_raises_the_error_that_nobody_was_told(autojump_clock: MockClock) -> None:

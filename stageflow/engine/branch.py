@@ -106,7 +106,7 @@ class BranchRun(Strand):
         from_outside = False
         if self.why() is None:
             from_outside = await _is_cancelled()
-            was_cut = self.interrupted or self._at < len(self.branch.strand)
+            was_cut = self.interrupted or self.unheard or self._at < len(self.branch.strand)
             if not from_outside and was_cut and failure is None and execution.drained is None:
                 if self._lender is not None:
                     self.cause = Cause(CauseKind.NURSERY, self._lender.name, "its nursery was cancelled")

@@ -13,6 +13,7 @@ import attrs
 from stageflow.errors import CycleError, DefinitionError, DefinitionWarning, UnknownStageError
 from stageflow.graph.branches import TRUNK, Branch, find_branches
 from stageflow.stages import Default, Join, OnFailure, StageKind, StageSpec
+from stageflow.stages.policy import TRUNK_NAME
 from stageflow.stages.stage import Condition, NativeBody
 
 __all__ = ["Graph", "Plan", "Shape"]
@@ -120,10 +121,15 @@ class Graph:
             dependencies=needed,
             branches=branches,
             branch_of=tuple(branch_of),
-            branch_names=("trunk", *(ordered[branch.strand[0]].name for branch in branches[1:])),
+            branch_names=(TRUNK_NAME, *(ordered[branch.strand[0]].name for branch in branches[1:])),
         )
-        self.plan = _compile(ordered, self.shape, on_failure, default_timeout)
         _warn_of_exclusive_joins(ordered, self.shape)
+        self.plan = _compile(ordered, self.shape, on_failure, default_timeout)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if hasattr(self, "plan"):  # which is set last
+            raise AttributeError(f"a graph is frozen, so its {name!r} cannot be set; build another one")
+        super().__setattr__(name, value)
 
     def __len__(self) -> int:
         return len(self.stages)
@@ -222,20 +228,29 @@ def _warn_of_exclusive_joins(ordered: Sequence[StageSpec], shape: Shape) -> None
     for branch in shape.branches:
         if not branch.strand or ordered[branch.strand[-1]].kind is not StageKind.ROUTE:
             continue
-        routes = [shape.branches[child] for child in branch.children]
-        chosen = {route.index for route in routes if any(ordered[number].when for number in route.strand)}
-        for join in routes:
+        ways = [shape.branches[child] for child in branch.children]
+        chosen = {way.index for way in ways if any(ordered[number].when for number in way.strand)}
+        for join in ways:
             spec = ordered[join.strand[0]]
             if spec.join != Join.ALL:
                 continue
             required = [shape.index[edge.stage] for edge in spec.after if edge.required]
-            of_routes = {shape.branch_of[number]: number for number in required if shape.branch_of[number] in chosen}
-            if len(of_routes) > 1:
-                exclusive = [shape.names[number] for number in of_routes.values()]
-                warnings.warn(
-                    f"{spec.where} needs all of {', '.join(map(repr, exclusive))}, but "
-                    f"{shape.names[branch.strand[-1]]!r} is a route that chooses between them, so it would be skipped "
-                    f'whenever not all of them are chosen; say join="any_settled"',
-                    DefinitionWarning,
-                    stacklevel=4,
+            of_ways = {_child_on_the_way(shape, number, branch.index): number for number in required}
+            exclusive = [shape.names[number] for way, number in of_ways.items() if way in chosen]
+            if len(exclusive) > 1:
+                route = shape.names[branch.strand[-1]]
+                message = (
+                    f"{spec.where} needs all of {', '.join(map(repr, exclusive))}, but {route!r} is a route that "
+                    f"chooses between them, so it would be skipped whenever not all of them are chosen; "
+                    f'say join="any_settled"'
                 )
+                file, line = spec.declared_at or ("<unknown>", 0)
+                warnings.warn_explicit(message, DefinitionWarning, file, line)
+
+
+def _child_on_the_way(shape: Shape, number: int, above: int) -> int | None:
+    """Gives the child of a branch in or below which a stage is."""
+    index: int | None = shape.branch_of[number]
+    while index is not None and shape.branches[index].parent != above:
+        index = shape.branches[index].parent
+    return index

@@ -14,6 +14,7 @@ from stageflow.errors import DefinitionError
 
 __all__ = [
     "DEFAULT",
+    "TRUNK_NAME",
     "Default",
     "Dependency",
     "Join",
@@ -63,6 +64,8 @@ class Default(enum.Enum):
         return "DEFAULT"
 
 
+TRUNK_NAME: Final = "trunk"
+"""What the outermost branch is called, whatever its first stage is."""
 DEFAULT: Final = Default.DEFAULT
 """Stands for "as the pipeline says", where `None` has a meaning of its own."""
 
@@ -80,7 +83,7 @@ class Join:
         count: How many must succeed, for ``"n_of"``.
     """
 
-    mode: str
+    mode: str = attrs.field(validator=attrs.validators.in_(("all", "any", "any_settled", "quorum", "n_of", "settled")))
     count: int = 0
 
     ALL: ClassVar[Join]

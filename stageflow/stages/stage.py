@@ -12,6 +12,7 @@ import attrs
 from stageflow.errors import CycleError, DefinitionError
 from stageflow.stages.policy import (
     DEFAULT,
+    TRUNK_NAME,
     Default,
     Dependency,
     Join,
@@ -241,6 +242,10 @@ def declare(name: object, runner: Any, options: Mapping[str, Any], frame: FrameT
     join = Join.of(given.get("join", Join.ALL), f"join= of stage {title!r}")
     if any(edge.stage == title for edge in edges):
         raise CycleError([title, title])
+    if title == TRUNK_NAME:
+        raise DefinitionError(f"{TRUNK_NAME!r} is what the outermost branch is called; give the stage another name")
+    if join != Join.ALL and not edges:
+        raise DefinitionError(f"stage {title!r} has a join, but comes after nothing; say after=")
     if join.count > len(edges):
         raise DefinitionError(f"stage {title!r} waits for {join.count} of {len(edges)} stages, which cannot happen")
     when: Condition | None = given.get("when")
