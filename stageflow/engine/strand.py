@@ -248,9 +248,7 @@ class Strand(ABC):
         if self._execution.plan.followers[number]:
             self._execution.propagate(number, record.cause, self.leaving())
 
-    async def _conclude(  # noqa: ASYNC910  # the strand has checkpoints enough
-        self, ending: StageOutput, kind: CauseKind | None = None
-    ) -> bool:
+    async def _conclude(self, ending: StageOutput, kind: CauseKind | None = None) -> bool:
         """Writes how the current stage ended and does what that means for others; tells whether the strand goes on."""
         record, execution = self._current, self._execution
         assert record is not None
@@ -302,7 +300,7 @@ class Strand(ABC):
         else:
             record.after_cancel = True
             if why is execution.ending:
-                return False  # likewise; but if just a branch was being ended, what a stage says is news to the run
+                return False  # noqa: ASYNC910  # likewise; but if just a branch was being ended, what a stage says is news to the run
 
         if policy is None:
             if target is self:
@@ -310,13 +308,13 @@ class Strand(ABC):
             else:
                 await execution.at_end_of_tick(act)
             execution.propagate(number, cause)
-            return False
+            return False  # noqa: ASYNC910
         execution.note(record, cause, policy)
         if policy is OnFailure.ISOLATE or policy is OnFailure.TOLERATE:
             execution.propagate(number, cause)
-            return True
+            return True  # noqa: ASYNC910
         await execution.at_end_of_tick(execution.act)
-        return False
+        return False  # noqa: ASYNC910
 
     def _time_is_up(self) -> StageOutput:
         reason = f"ran longer than its limit of {self._limit or 0.0:g} s"
