@@ -194,9 +194,9 @@ async def test_a_body_is_not_entered_when_its_condition_cancels_the_run(autojump
 
 
 async def test_a_scope_left_open_by_an_async_generator_is_a_failure_of_the_stage() -> None:
-    async def numbers() -> AsyncGenerator[int, None]:
+    async def numbers() -> AsyncGenerator[int, None]:  # noqa: ASYNC900
         with trio.move_on_after(5):
-            yield 1
+            yield 1  # noqa: ASYNC101, ASYNC119  # that is the mistake
 
     kept: list[AsyncGenerator[int, None]] = []
 
