@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import threading
 import time
 
@@ -20,7 +20,8 @@ def new_run_id() -> str:
     6.2, method 2), so that ids are ordered, and still hard to guess.
     """
     with _lock:
-        milliseconds, bits = time.time_ns() // 1_000_000, secrets.randbits(_RANDOM_BITS - 1)
+        milliseconds = time.time_ns() // 1_000_000
+        bits = int.from_bytes(os.urandom(10)) >> 7  # one bit less than there is room for, to count on from
         if milliseconds <= _last[0]:
             milliseconds, bits = _last[0], _last[1] + 1 + (bits >> 41)
             if bits >> _RANDOM_BITS:

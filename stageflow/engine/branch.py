@@ -20,7 +20,7 @@ from stageflow.journal import Cause, CauseKind, StageRecord, StageState
 from stageflow.output import StageOutput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from stageflow.context.stage_context import StagePart
     from stageflow.engine.execution import Execution
@@ -42,7 +42,6 @@ class BranchRun(Strand):
         interrupted: Whether something in it was cut short by a scope around it, as far as its children can tell.
         closed: Whether everything in it has settled.
         successor: The branch with which its task goes on.
-        unheard: What endings mean for the run, unless it turns out that the caller had cancelled it before.
         early_children: Branches that were to start in it before it had begun itself: its own strand was skipped.
     """
 
@@ -55,7 +54,6 @@ class BranchRun(Strand):
         "nursery",
         "parent",
         "successor",
-        "unheard",
     )
 
     def __init__(
@@ -68,8 +66,7 @@ class BranchRun(Strand):
         self.interrupted = False
         self.closed = False
         self.successor: BranchRun | None = None
-        self.early_children: list[BranchRun] = []
-        self.unheard: list[Callable[[], None]] = []
+        self.early_children: tuple[BranchRun, ...] = ()
         self._lender: StageRecord | None = None  # the stage that asked for the nursery last
 
     async def execute(self) -> None:  # noqa: ASYNC910  # leaving a nursery is a checkpoint
@@ -80,8 +77,8 @@ class BranchRun(Strand):
                 self.nursery = nursery
                 if self.cause is not None or self._execution.ending is not None:  # it was ended before it began
                     nursery.cancel_scope.cancel(reason=str(self.why()))
-                while self.early_children:
-                    self._execution.start(self.early_children.pop(0), nursery)
+                for child in self.early_children:
+                    self._execution.start(child, nursery)
                 await self.run_strand()
         except BaseException as error:  # noqa: ASYNC103  # _cut_short sees to it
             raised = error
@@ -177,7 +174,7 @@ class BranchRun(Strand):
     def _settle_the_rest(self) -> None:
         execution, strand, record = self._execution, self.branch.strand, self._current
         slots, now = execution.collector.slots, trio.current_time()
-        settled = self._untold
+        settled = [*self._untold]
         if record is not None:
             if not record.state.settled:
                 state = StageState.CANCELLED if record.error is None else StageState.FAILED

@@ -158,8 +158,10 @@ class Execution:
             leaving: The branch it is in, if that is about to end with it: its task can go on with another branch.
         """
         plan, branches, slots, branch_of = self.plan, self.branches, self.collector.slots, self.shape.branch_of
-        news: list[tuple[int, Cause | None]] = [(number, cause)]
-        for settled, why in news:  # grows on the way
+        settled, why = number, cause
+        news: list[tuple[int, Cause | None]] = []  # of stages that this one keeps from starting
+        heard = 0
+        while True:
             for follower, required in plan.followers[settled]:
                 branch = branch_of[follower]
                 if branches[branch] is not None or slots[follower] is not None:
@@ -177,18 +179,22 @@ class Execution:
                     news += self._decide(branch, None, leaving)
                 elif missing > left:
                     news += self._decide(branch, why, leaving)
+            if heard == len(news):
+                return
+            settled, why = news[heard]
+            heard += 1
 
     def _decide(
         self, branch: int, absent: Cause | None, leaving: BranchRun | None = None
-    ) -> list[tuple[int, Cause | None]]:
+    ) -> Sequence[tuple[int, Cause | None]]:
         """Starts a branch, or skips what cannot do without the output that is `absent`; gives what was skipped."""
         if self._cut_ahead and branch in self._cut_ahead:
             return self.skip(self.unsettled_in(branch), self._cut_ahead[branch])
         if self.ending is not None or self.drained is not None:
-            return []  # whoever closes around it will settle it
+            return ()  # whoever closes around it will settle it
         if absent is None:
             self._launch(branch, 0, leaving)
-            return []
+            return ()
         strand = self.shape.branches[branch].strand
         if not self.plan.revives[branch]:
             return self.skip(strand, absent)
@@ -210,7 +216,7 @@ class Execution:
             present = tuple(name for name in names if name in self.collector.outputs)
         self.branches[branch] = run = BranchRun(self, parent, plan, at, present)
         if parent.nursery is None:
-            parent.early_children.append(run)
+            parent.early_children += (run,)
         elif leaving is not None and leaving.parent is parent and leaving.successor is None:
             leaving.successor = run
         else:

@@ -155,14 +155,13 @@ def outcome_of(execution: Execution) -> PipelineResults:
         StageExecutionError: A stage failed.
         UnifiedPipelineCancelled: The run was cancelled.
     """
-    collector, verdict = execution.collector, execution.verdict
-    results = execution.results
-    finished = f"{len(results)} of {len(collector.slots)} stages had succeeded; see .results"
+    collector, results, verdict = execution.collector, execution.results, execution.verdict
     if verdict is None:
-        if collector.status in {RunStatus.SUCCEEDED, RunStatus.PARTIAL}:
+        if collector.status is RunStatus.SUCCEEDED or collector.status is RunStatus.PARTIAL:
             return results
         # Whoever only waits for the run learns by this that it was interrupted, or killed by a KeyboardInterrupt.
         verdict = execution.ending or CALLER
+    finished = f"{len(results)} of {len(collector.slots)} stages had succeeded; see .results"
     if not isinstance(verdict, StageRecord) or verdict.error is None:
         cause = verdict.cause if isinstance(verdict, StageRecord) else verdict
         assert cause is not None

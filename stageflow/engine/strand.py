@@ -61,9 +61,8 @@ class Strand(ABC):
         branch: Which branch it is.
         name: The branch's name.
         state: What the contexts of the run share.
+        unheard: What endings mean for the run, unless it turns out that the caller had cancelled it before.
     """
-
-    unheard: list[Callable[[], None]]  # the branch's
 
     __slots__ = (
         "_absent",
@@ -81,6 +80,7 @@ class Strand(ABC):
         "branch",
         "name",
         "state",
+        "unheard",
     )
 
     def __init__(self, execution: Execution, branch: Branch, at: int, present: tuple[str, ...] | None) -> None:
@@ -93,7 +93,8 @@ class Strand(ABC):
         self._present = present  # what the first stage may see, if it does not wait for all of its inputs
         self._current: StageRecord | None = None  # the stage that is running
         self._last: StageRecord | None = None  # the stage that ended last
-        self._untold: list[int] = []  # stages that have settled, of which others have not heard yet
+        self.unheard: tuple[Callable[[], None], ...] = ()
+        self._untold: tuple[int, ...] = ()  # stages that have settled, of which others have not heard yet
         self._rested = 0.0  # when this task last let others run
         self._scope: trio.CancelScope  # around the bodies
         self._armed = math.inf  # its deadline
@@ -125,8 +126,8 @@ class Strand(ABC):
         while going_on:
             ending: StageOutput | None = None
             self._rested = now = trio.current_time()
-            self._armed = now + self._first_limit()
-            with trio.CancelScope(deadline=self._armed) as self._scope:
+            self._armed = due = now + self._first_limit()
+            with trio.CancelScope(deadline=due) as self._scope:
                 ending = await self._walk(now)
             if not self._scope.cancelled_caught:
                 if ending is None:
@@ -294,8 +295,8 @@ class Strand(ABC):
                 # By the caller, and then it means nothing to others; or just in the nursery that some stage had asked
                 # for. `BranchRun` will know when that has closed.
                 record.after_cancel = True
-                self._untold.append(number)
-                self.unheard.append(act)
+                self._untold += (number,)
+                self.unheard += (act,)
                 raise
         else:
             record.after_cancel = True

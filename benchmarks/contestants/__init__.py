@@ -1,0 +1,1 @@
+"""The contestants: one module each, see `benchmarks.contestant.Contestant`."""
