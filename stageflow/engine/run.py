@@ -76,7 +76,8 @@ class Run:
     async def wait(self) -> PipelineResults:
         """Waits until the run has ended. Any number of tasks may do so.
 
-        What it raises in the task of the block is not raised again when the block is left; other tasks just watch.
+        What it raises in the task of the block is not raised again when the block is left; other tasks just watch. (A
+        stage that waits for its own run waits until its limit.)
 
         Returns:
             The results, if the run ended `SUCCEEDED` or `PARTIAL`.

@@ -51,7 +51,7 @@ __all__ = ["Strand"]
 
 _OK = StageStatus.OK
 _CONDITION = StageOutput(StageStatus.SKIP, reason="when= said no")
-_LONGEST_TURN = 0.001  # seconds of uninterrupted work after which a strand lets other tasks run
+_LONGEST_TURN = 0.001  # seconds, on Trio's clock, of uninterrupted work after which a strand lets other tasks run
 
 
 class Strand(ABC):
