@@ -299,9 +299,10 @@ class Strand(ABC):
                 self.unheard += (act,)
                 raise
         else:
+            # If everything was being ended, it means nothing to others either. If just a branch was, it is news to the run.
             record.after_cancel = True
             if why is execution.ending:
-                return False  # noqa: ASYNC910  # likewise; but if just a branch was being ended, what a stage says is news to the run
+                return False  # noqa: ASYNC910
 
         if policy is None:
             if target is self:
