@@ -299,7 +299,7 @@ class Strand(ABC):
                 self.unheard += (act,)
                 raise
         else:
-            # If everything was being ended, it means nothing to others either. If just a branch was, it is news to the run.
+            # If everything was being ended, it means nothing to others either; if just a branch was, it is news.
             record.after_cancel = True
             if why is execution.ending:
                 return False  # noqa: ASYNC910
