@@ -71,7 +71,7 @@ class StageOutput:
                 raise TypeError(f"fields can be added to a mapping only, not to {type(data).__name__!r}")
             merged: dict[str, Any] = {**data, **fields}
             return cls(StageStatus.OK, FrozenDict(merged))
-        return cls(StageStatus.OK, freeze(data))
+        return cls(StageStatus.OK, data)
 
     @classmethod
     def skip(cls, reason: str) -> StageOutput:

@@ -76,7 +76,7 @@ class PipelineTimer:
 
         Raises:
             ValueError: `seconds` is negative or no number.
-            RuntimeError: The stage has ended, or is in no run.
+            RuntimeError: The stage has ended, has reached its limit, or is in no run.
         """
         if not seconds >= 0:
             raise ValueError(f"a limit can only be extended by seconds of zero or more, not {seconds!r}")

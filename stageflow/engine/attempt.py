@@ -9,7 +9,6 @@ import attrs
 import trio
 
 from stageflow.errors import ContractViolation
-from stageflow.frozen import freeze
 from stageflow.output import NOTHING, StageOutput, StageStatus
 
 __all__ = ["Suspended", "as_failure", "as_output", "has_cancellation", "is_cancellation"]
@@ -76,7 +75,7 @@ def as_output(returned: object, stage: str) -> StageOutput:
     if returned is None:
         return NOTHING
     if isinstance(returned, Mapping) or attrs.has(type(returned)):
-        return StageOutput(StageStatus.OK, freeze(returned))
+        return StageOutput(StageStatus.OK, returned)
     raise ContractViolation(
         f"stage {stage!r} returned {_shown(returned)}; a stage returns a StageOutput, a mapping, an attrs instance or "
         f"None, so wrap it: StageOutput.ok(value=...)",

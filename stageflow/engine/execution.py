@@ -230,8 +230,8 @@ class Execution:
     async def _execute_branches(self, run: BranchRun) -> None:
         """Runs a branch, and then, in the same task, the join that waited for it last, if both are in one nursery.
 
-        That is the same as a new task, but cheaper: the join starts in the same tick and under the same scopes, and,
-        unless a stage has set context variables, in the same context.
+        That is the same as a new task, but cheaper: the join starts in the tick in which its task would have started,
+        under the same scopes, and, unless a stage has set context variables, in the same context.
         """
         await run.execute()
         while run.successor is not None:
@@ -341,7 +341,8 @@ class Execution:
     def dies_of(self, raised: BaseException, record: StageRecord | None) -> None:
         """Notes that a stage raised what must not be caught, like `KeyboardInterrupt`, which ends the run anyway."""
         raised = ungroup(raised)
-        self.fatal = self.fatal or raised
+        if self.fatal is None:
+            self.fatal = raised
         if record is not None and record.error is None:
             record.error = raised
         self.end(Cause(CauseKind.FAILURE, None if record is None else record.name, in_words(raised)))

@@ -128,7 +128,10 @@ async def open_run(graph: Graph, context: PipelineContext) -> AsyncGenerator[Run
                 if not has_cancellation(error):
                     execution.cancel(f"the block around the run raised {type(error).__name__}")
     except BaseException as error:  # noqa: ASYNC103  # raised again below, out of the group that the nursery made of it
-        raised = execution.fatal or raised or ungroup(error)
+        if execution.fatal is not None:
+            raised = execution.fatal
+        elif raised is None:
+            raised = ungroup(error)
     if raised is not None:
         if is_cancellation(raised):
             await checkpoint_if_cancelled()  # raises a single one

@@ -249,32 +249,42 @@ class Strand(ABC):
         if self._execution.plan.followers[number]:
             self._execution.propagate(number, record.cause, self.leaving())
 
-    async def _conclude(self, ending: StageOutput, kind: CauseKind | None = None) -> bool:
-        """Writes how the current stage ended and does what that means for others; tells whether the strand goes on."""
-        record, execution = self._current, self._execution
-        assert record is not None
-        number = execution.shape.index[record.name]
-        target = self
+    def _write_ending(
+        self, number: int, record: StageRecord, ending: StageOutput, kind: CauseKind | None
+    ) -> tuple[Cause, OnFailure | None, Strand]:
+        """Writes how the current stage ended.
+
+        Returns:
+            Why it did; what that means for the run, `None` if just a branch is to end; and which branch that is.
+        """
+        execution = self._execution
+        target: Strand = self
         if ending.status is StageStatus.CANCEL_BRANCH:
             try:
                 target = execution.branch_upstream(ending.of, number)
             except DefinitionError as error:
                 ending = StageOutput.fail(error)
         now = trio.current_time()
-        if ending.status is StageStatus.FAIL:
-            if kind is None:
-                kind = CauseKind.CONTRACT if isinstance(ending.error, ContractViolation) else CauseKind.FAILURE
-            if kind is CauseKind.TIMEOUT:
-                record.limit = self._limit
-            cause = Cause(kind, record.name, ending.reason or "")
-            execution.collector.fail(record, cause, ending, now)
-            record.after_cancel = kind is not CauseKind.TIMEOUT and self._scope.cancel_called
-            policy: OnFailure | None = execution.plan.on_failure[number]
-        else:
+        if ending.status is not StageStatus.FAIL:
             kind = CauseKind.CANCEL if ending.status is StageStatus.CANCEL else CauseKind.CANCEL_BRANCH
             cause = Cause(kind, record.name, ending.reason or "")
             execution.collector.settle(record, StageState.CANCELLED, cause, now)
-            policy = OnFailure.FAIL_FAST if kind is CauseKind.CANCEL else None
+            return cause, OnFailure.FAIL_FAST if kind is CauseKind.CANCEL else None, target
+        if kind is None:
+            kind = CauseKind.CONTRACT if isinstance(ending.error, ContractViolation) else CauseKind.FAILURE
+        if kind is CauseKind.TIMEOUT:
+            record.limit = self._limit
+        cause = Cause(kind, record.name, ending.reason or "")
+        execution.collector.fail(record, cause, ending, now)
+        record.after_cancel = kind is not CauseKind.TIMEOUT and self._scope.cancel_called
+        return cause, execution.plan.on_failure[number], target
+
+    async def _conclude(self, ending: StageOutput, kind: CauseKind | None = None) -> bool:
+        """Writes how the current stage ended and does what that means for others; tells whether the strand goes on."""
+        record, execution = self._current, self._execution
+        assert record is not None
+        number = self.branch.strand[self._at]
+        cause, policy, target = self._write_ending(number, record, ending, kind)
         self._current = None
         self._last = record
         self._absent = cause

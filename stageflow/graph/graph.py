@@ -14,7 +14,8 @@ from stageflow.errors import CycleError, DefinitionError, DefinitionWarning, Unk
 from stageflow.graph.branches import TRUNK, Branch, find_branches
 from stageflow.stages import Default, Join, OnFailure, StageKind, StageSpec
 from stageflow.stages.policy import TRUNK_NAME
-from stageflow.stages.stage import Condition, NativeBody
+from stageflow.stages.runner import NativeBody
+from stageflow.stages.stage import Condition
 
 __all__ = ["Graph", "Plan", "Shape"]
 

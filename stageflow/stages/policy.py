@@ -195,7 +195,7 @@ def check_name(name: object, where: str) -> str:
         raise DefinitionError(f"{where} needs a name, which is a string, not {shown(name)}")
     if not name or name != name.strip():
         raise DefinitionError(f"{where} needs a name without white space around it, not {name!r}")
-    return name
+    return str.__str__(name)  # of a subclass as well, whose methods might do anything
 
 
 def shown(value: object) -> str:

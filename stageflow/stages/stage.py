@@ -22,19 +22,18 @@ from stageflow.stages.policy import (
     check_name,
     check_timeout,
     dependencies,
-    shown,
 )
+from stageflow.stages.runner import NativeBody, body_of, check_arguments, name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
     from types import FrameType
 
     from stageflow.context import StageContext
     from stageflow.output import StageOutput
+    from stageflow.stages.runner import Body
 
 __all__ = [
-    "Body",
-    "NativeBody",
     "Runner",
     "Stage",
     "StageFunction",
@@ -42,14 +41,9 @@ __all__ = [
     "StageSpec",
     "caller",
     "declare",
-    "name_of",
     "stage",
 ]
 
-Body: TypeAlias = "Callable[[StageContext], Awaitable[Any]]"
-"""An async function that does a stage's work."""
-NativeBody: TypeAlias = "Callable[[StageContext], Coroutine[Any, Any, Any]]"
-"""The same, known to be written with ``async def``."""
 Condition: TypeAlias = "Callable[[StageContext], object]"
 """What ``when=`` takes."""
 
@@ -254,13 +248,13 @@ def declare(name: object, runner: Any, options: Mapping[str, Any], frame: FrameT
             raise DefinitionError(f"when= of stage {title!r} takes a plain function of the context, not {when!r}")
         if inspect.iscoroutinefunction(when):
             raise DefinitionError(f"when= of stage {title!r} is async; it takes a plain function of the context")
-        _check_arguments(when, (None,), title, "asked with the context")
+        check_arguments(when, (None,), title, "asked with the context")
     timeout: float | Default | None = given.get("timeout", DEFAULT)
     on_failure: OnFailure | Default | str = given.get("on_failure", DEFAULT)
     return StageSpec(
         name=title,
         runner=runner,
-        body=_body(runner, title),
+        body=body_of(runner.function if isinstance(runner, StageFunction) else runner, title),
         kind=check_member(StageKind, given.get("kind", StageKind.TRANSFORM), f"kind= of stage {title!r}"),
         after=edges,
         join=join,
@@ -271,65 +265,3 @@ def declare(name: object, runner: Any, options: Mapping[str, Any], frame: FrameT
         else check_member(OnFailure, on_failure, f"on_failure= of stage {title!r}"),
         declared_at=None if frame is None else (frame.f_code.co_filename, frame.f_lineno),
     )
-
-
-def name_of(runner: Any) -> str | None:
-    """Gives the name that a runner has of its own; a class whose name is a property cannot tell it."""
-    name = getattr(runner, "name", None)
-    return name if isinstance(name, str) else None
-
-
-def _body(runner: Any, name: str) -> NativeBody:
-    """Gives the async function of one argument that is meant by a runner."""
-    if isinstance(runner, StageFunction):
-        return _body(runner.function, name)
-    execute: Any = getattr(runner, "execute", None)
-    if isinstance(runner, type):
-        if not inspect.iscoroutinefunction(execute):
-            raise DefinitionError(f"stage {name!r}: class {runner.__qualname__} has no `async def execute(self, ctx)`")
-        _check_arguments(runner, (), name, "instantiated without arguments, once per run")
-        _check_arguments(execute, (None, None), name, "called with the context")
-        make: Callable[[], Any] = runner
-
-        async def instantiate_and_execute(ctx: StageContext) -> Any:
-            return await make().execute(ctx)
-
-        return instantiate_and_execute
-    if execute is None:
-        plain = inspect.isroutine(runner) or isinstance(runner, functools.partial)
-        execute = cast("Any", runner) if plain else getattr(cast("object", runner), "__call__", None)  # noqa: B004
-    if inspect.isasyncgenfunction(execute):
-        raise DefinitionError(f"stage {name!r} is an async generator; return once, and save_partial() on the way")
-    if not inspect.iscoroutinefunction(execute):
-        raise DefinitionError(
-            f"stage {name!r}: {shown(cast('object', runner))} is not async; it needs `async def`, or an object with "
-            f"`async def execute(self, ctx)`"
-        )
-    _check_arguments(execute, (None,), name, "called with the context")
-    if _is_native(execute):
-        body: NativeBody = execute
-        return body
-
-    async def call_and_await(ctx: StageContext) -> Any:
-        return await execute(ctx)
-
-    return call_and_await
-
-
-def _is_native(function: Any) -> bool:
-    """Whether it was written with ``async def``; others are only marked as if they were, and may give any awaitable."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    code = getattr(getattr(function, "__func__", function), "__code__", None)
-    return code is not None and bool(code.co_flags & inspect.CO_COROUTINE)
-
-
-def _check_arguments(function: Callable[..., Any], arguments: tuple[None, ...], name: str, how: str) -> None:
-    try:
-        signature = inspect.signature(function)
-    except ValueError:  # some callables written in C do not say
-        return
-    try:
-        signature.bind(*arguments)
-    except TypeError as error:
-        raise DefinitionError(f"stage {name!r}: {shown(cast('object', function))} cannot be {how}: {error}") from None
