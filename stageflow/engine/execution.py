@@ -1,16 +1,10 @@
-"""One run of a graph: which branches there are, who starts when, and what has ended it.
-
-Stages are started by counting: every stage that settles tells those after it (`Execution.propagate`), and each of them
-knows by two numbers whether its join now lets it start, or never will. So the cost of a stage is that of its own edges,
-however large the graph is.
-"""
+"""One run of a graph: what it consists of, and what has ended it."""
 
 from __future__ import annotations
 
-import contextvars
 import math
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 import trio
 from trio.lowlevel import Abort, checkpoint_if_cancelled, wait_task_rescheduled
@@ -20,13 +14,15 @@ from stageflow.context.stage_context import RunState
 from stageflow.engine.branch import BranchRun
 from stageflow.engine.collector import Collector
 from stageflow.engine.results import PipelineResults
+from stageflow.engine.scheduler import Scheduler
+from stageflow.engine.strand import Walker
 from stageflow.errors import DefinitionError, MissingOutputError, UnknownStageError, in_words, ungroup
 from stageflow.graph.branches import TRUNK
 from stageflow.journal import Cause, CauseKind, RunStatus, StageRecord
 from stageflow.stages import OnFailure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from stageflow.context import PipelineContext
     from stageflow.graph import Graph
@@ -42,6 +38,7 @@ class Execution:
         collector: What has happened to its stages.
         state: What the contexts of its stages share.
         results: What the run shows of the collector.
+        scheduler: Who starts when.
         trunk: The outermost branch.
         branches: The branches that have started and not ended, by number.
         fatal: What a stage raised that nobody may hold back, like `KeyboardInterrupt`.
@@ -53,10 +50,6 @@ class Execution:
     """
 
     __slots__ = (
-        "_cut_ahead",
-        "_left",
-        "_succeeded",
-        "_task_context",
         "_to_drain",
         "_to_end",
         "branches",
@@ -68,6 +61,7 @@ class Execution:
         "plan",
         "reported",
         "results",
+        "scheduler",
         "shape",
         "some_branch_ended",
         "state",
@@ -91,7 +85,7 @@ class Execution:
             deadline=_deadline_around(),
             artifacts=artifacts,
         )
-        self.trunk = BranchRun(self, None, self.shape.branches[TRUNK], 0, None)
+        self.trunk = BranchRun(self, None, self.shape.branches[TRUNK], 0)
         self.branches: list[BranchRun | None] = [None] * len(self.shape.branches)
         self.branches[TRUNK] = self.trunk
         self.results = PipelineResults(self.collector)
@@ -101,14 +95,9 @@ class Execution:
         self.reported = False
         self.verdict: StageRecord | Cause | None = None
         self.some_branch_ended = False
-        self._left = list(self.plan.waits)  # how many of its dependencies have not settled yet, by stage
-        self._succeeded = [0] * len(self._left)  # how many of them have succeeded, by stage
         self._to_end: Cause | None = None  # what `ending` will be at the end of this tick
         self._to_drain: Cause | None = None  # what `drained` will be
-        self._cut_ahead: dict[int, Cause] = {}  # branches that were cancelled before they started
-        # Every branch starts from the context variables the run was started with, and not from those of whichever stage
-        # happened to be the last it waited for.
-        self._task_context = contextvars.copy_context()
+        self.scheduler = Scheduler(self)
 
     async def execute(self) -> None:
         """Runs the graph. Afterwards every stage has settled, whatever has happened.
@@ -118,7 +107,7 @@ class Execution:
             BaseException: A stage raised it, and it is neither that nor an `Exception`.
         """
         try:
-            await self.trunk.execute()
+            await Walker(self.trunk).run()
         finally:
             self.collector.ended = trio.current_time()
             self.collector.status = self._status()
@@ -138,129 +127,6 @@ class Execution:
             return RunStatus.INTERRUPTED
         complete = len(self.collector.outputs) == len(self.collector.slots) and not self.collector.failures
         return RunStatus.SUCCEEDED if complete else RunStatus.PARTIAL
-
-    # Starting
-
-    def launch_roots(self) -> None:
-        """Starts the stages that come after none, if there are several."""
-        for child in self.shape.branches[TRUNK].children:
-            head = self.shape.branches[child].strand[0]
-            if not self.plan.waits[head]:
-                for number, cause in self._decide(child, None):
-                    self.propagate(number, cause)
-
-    def propagate(self, number: int, cause: Cause | None, leaving: BranchRun | None = None) -> None:
-        """Tells the stages after one that it has settled: well, or for the given cause not.
-
-        Args:
-            number: The stage that has settled.
-            cause: Why it gave no output, if it gave none.
-            leaving: The branch it is in, if that is about to end with it: its task can go on with another branch.
-        """
-        plan, branches, slots, branch_of = self.plan, self.branches, self.collector.slots, self.shape.branch_of
-        settled, why = number, cause
-        news: list[tuple[int, Cause | None]] = []  # of stages that this one keeps from starting
-        heard = 0
-        while True:
-            for follower, required in plan.followers[settled]:
-                branch = branch_of[follower]
-                if branches[branch] is not None or slots[follower] is not None:
-                    continue  # its join has decided already
-                self._left[follower] = left = self._left[follower] - 1
-                if why is None:
-                    self._succeeded[follower] += 1
-                elif required:
-                    news += self._decide(branch, why, leaving)
-                    continue
-                if left and not plan.early[follower]:
-                    continue
-                missing = plan.needs[follower] - self._succeeded[follower]
-                if missing <= 0:
-                    news += self._decide(branch, None, leaving)
-                elif missing > left:
-                    news += self._decide(branch, why, leaving)
-            if heard == len(news):
-                return
-            settled, why = news[heard]
-            heard += 1
-
-    def _decide(
-        self, branch: int, absent: Cause | None, leaving: BranchRun | None = None
-    ) -> Sequence[tuple[int, Cause | None]]:
-        """Starts a branch, or skips what cannot do without the output that is `absent`; gives what was skipped."""
-        if self._cut_ahead and branch in self._cut_ahead:
-            return self.skip(self.unsettled_in(branch), self._cut_ahead[branch])
-        if self.ending is not None or self.drained is not None:
-            return ()  # whoever closes around it will settle it
-        if absent is None:
-            self._launch(branch, 0, leaving)
-            return ()
-        strand = self.shape.branches[branch].strand
-        if not self.plan.revives[branch]:
-            return self.skip(strand, absent)
-        # Something in it can do without the output of its first stage. If that is not on the strand, but below, the
-        # branch is started nevertheless, for its nursery.
-        bare = (at for at, number in enumerate(strand) if self.plan.starts_bare[number])
-        at = next(bare, len(strand))
-        self._launch(branch, at, leaving)
-        return self.skip(strand[:at], absent)
-
-    def _launch(self, branch: int, at: int, leaving: BranchRun | None) -> None:
-        plan = self.shape.branches[branch]
-        parent = self.branches[plan.parent or TRUNK]
-        assert parent is not None
-        head = plan.strand[0]
-        present: tuple[str, ...] | None = None
-        if at == 0 and self.plan.early[head]:
-            names = (self.shape.names[other] for other in self.shape.dependencies[head])
-            present = tuple(name for name in names if name in self.collector.outputs)
-        self.branches[branch] = run = BranchRun(self, parent, plan, at, present)
-        if parent.nursery is None:
-            parent.early_children += (run,)
-        elif leaving is not None and leaving.parent is parent and leaving.successor is None:
-            leaving.successor = run
-        else:
-            self.start(run, parent.nursery)
-
-    def start(self, run: BranchRun, nursery: trio.Nursery) -> None:
-        """Starts the task of a branch in its parent's nursery."""
-        start_soon: Any = nursery.start_soon  # mypy cannot see its signature through Context.run
-        self._task_context.run(start_soon, self._execute_branches, run, name=run.name)
-
-    async def _execute_branches(self, run: BranchRun) -> None:
-        """Runs a branch, and then, in the same task, the join that waited for it last, if both are in one nursery.
-
-        That is the same as a new task, but cheaper: the join starts in the tick in which its task would have started,
-        under the same scopes, and, unless a stage has set context variables, in the same context.
-        """
-        await run.execute()
-        while run.successor is not None:
-            following, run.successor = run.successor, None
-            assert following.parent is not None
-            nursery = following.parent.nursery
-            assert nursery is not None
-            if not _is_same(contextvars.copy_context(), self._task_context):
-                self.start(following, nursery)
-                return
-            run = following
-            trio.lowlevel.current_task().name = run.name
-            await run.execute()
-
-    def skip(self, numbers: Sequence[int], cause: Cause) -> list[tuple[int, Cause | None]]:
-        """Skips stages, and gives what is to be told to those after them."""
-        now = trio.current_time()
-        for number in numbers:
-            self.collector.skip(number, cause, now)
-        return [(number, cause) for number in numbers]
-
-    def unsettled_in(self, branch: int) -> list[int]:
-        """The stages of a branch that never started, and of all below it."""
-        found: list[int] = []
-        todo = [branch]
-        for index in todo:  # grows on the way
-            found += [number for number in self.shape.branches[index].strand if self.collector.slots[number] is None]
-            todo += self.shape.branches[index].children
-        return found
 
     def relabel(self, wrong: Cause, cause: Cause) -> None:
         """Corrects the cause of what was cut short, and of what that led to, where a branch could not tell it yet."""
@@ -334,7 +200,7 @@ class Execution:
         branch = self.shape.branch_of[self.shape.index[stage]]
         run = self.branches[branch]
         if run is None:
-            self._cut_ahead.setdefault(branch, cause)
+            self.scheduler.cut_ahead.setdefault(branch, cause)
         else:
             run.end(cause)
 
@@ -366,7 +232,7 @@ class Execution:
                 of, self.shape.names, where=f"cancel_branch(of=...) of stage {self.shape.names[number]!r}"
             )
         for run in own.lineage():
-            if other in run.branch.strand and (run is not own or other <= number):
+            if other in run.strand and (run is not own or other <= number):
                 return run
         raise DefinitionError(
             f"stage {self.shape.names[number]!r} cannot end the branch of {of!r}: that stage is not upstream on its "
@@ -380,11 +246,6 @@ class Execution:
             reason = f"{stage!r} does not come after it; add it to after= of {stage!r}"
             return MissingOutputError(name, state=self.collector.record(number).state, reason=reason)
         return self.collector.missing(name)
-
-
-def _is_same(one: contextvars.Context, other: contextvars.Context) -> bool:
-    """Whether two contexts hold the very same values; what is merely equal may still be another object."""
-    return len(one) == len(other) and all(one.get(variable, one) is value for variable, value in other.items())
 
 
 def _deadline_around() -> float:

@@ -1,15 +1,16 @@
-"""The strand of a branch: its stages, run one after the other in one task and under one cancel scope.
+"""The walker: the task that runs the stages of a branch one after the other, under one cancel scope.
 
 The scope carries the limit of the stage that is running. It is re-armed for each stage instead of being made anew, and
-replaced only when it has fired.
+replaced only when it has fired. Around it is the nursery of the branch, in which nested branches are tasks, and in
+which the walker stays until everything below has settled.
 
 What is decided where
 ---------------------
 A body can end in three ways, and each is decided in one place:
 
-- it returns or raises: `Strand._walk` sees that, and it is written before anything else is awaited. A body that
+- it returns or raises: `Walker._walk` sees that, and it is written before anything else is awaited. A body that
   returned has succeeded even if its scope was cancelled meanwhile: what counts is that this was not what ended it;
-- its limit ends it: the strand's scope says so by ``cancelled_caught``, in `Strand.run_strand`;
+- its limit ends it: the walker's scope says so by ``cancelled_caught``, in `Walker.run`;
 - something further out ends it: `trio.Cancelled` passes through, and the branch writes what that left behind.
 
 The check for cancellation *after* a stage is the same as that *before* the next one: no stage is started out of a
@@ -18,168 +19,198 @@ cancelled branch, and the one just finished is marked `after_cancel`.
 What an ending means for others takes effect at the end of the scheduler tick in which it was written
 (`Execution.at_end_of_tick`). So stages that were ready in the same tick get to their first checkpoint, and which
 immediate results exist does not depend on the order in which Trio happens to run them.
+
+From branch to branch
+---------------------
+When the strand of a branch is done and there is nothing below it, its nursery is empty and its scopes are as good as
+new. If a join that waited for it lives in the same parent, that is just what the join needs: the walker lets a tick
+pass, as starting a task would, and goes on with the join under the same nursery and scope. In layers of stages most
+branches come about like that, and cost little more than a stage of a chain.
 """
 
 from __future__ import annotations
 
+import contextvars
 import inspect
 import math
-from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, final
 
 import trio
-from trio.lowlevel import checkpoint, checkpoint_if_cancelled
+from trio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
 
 from stageflow.context import StageContext
 from stageflow.engine.attempt import Suspended, as_failure, as_output
-from stageflow.engine.collector import Inputs
 from stageflow.errors import ContractViolation, DefinitionError, in_words
 from stageflow.journal import Cause, CauseKind, StageRecord, StageState
 from stageflow.output import StageOutput, StageStatus
 from stageflow.stages import OnFailure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from stageflow.context.stage_context import RunState, StagePart
     from stageflow.engine.branch import BranchRun
-    from stageflow.engine.execution import Execution
-    from stageflow.graph import Branch
     from stageflow.stages.stage import Condition
 
-__all__ = ["Strand"]
+__all__ = ["Walker"]
 
 _OK = StageStatus.OK
 _CONDITION = StageOutput(StageStatus.SKIP, reason="when= said no")
 _LONGEST_TURN = 0.001  # seconds, on Trio's clock, of uninterrupted work after which a strand lets other tasks run
 
 
-class Strand(ABC):
-    """The stages of one branch of one run. `BranchRun` puts the nursery around them.
+@final
+class Walker:
+    """A task that walks the strand of a branch, and then, maybe, that of another.
 
     Attributes:
-        branch: Which branch it is.
-        name: The branch's name.
-        state: What the contexts of the run share.
-        unheard: What endings mean for the run, unless it turns out that the caller had cancelled it before.
+        branch: The branch it is in.
+        at: Where on the strand it is.
+        current: The stage that is running.
+        last: The stage that ended last.
+        lender: The stage that asked for the nursery last.
+        untold: Stages that have settled, of which others have not heard yet.
+        nursery: The nursery of the branch.
     """
 
-    __slots__ = (
-        "_absent",
-        "_armed",
-        "_at",
-        "_current",
-        "_due",
-        "_execution",
-        "_last",
-        "_limit",
-        "_present",
-        "_rested",
-        "_scope",
-        "_untold",
-        "branch",
-        "name",
-        "state",
-        "unheard",
-    )
+    # No slots: most of these are as here when a branch is entered, and what is not set costs nothing.
+    current: StageRecord | None = None
+    last: StageRecord | None = None
+    lender: StageRecord | None = None
+    untold: tuple[int, ...] = ()
+    _absent: Cause | None = None  # why the stage before gave no output, if it gave none
+    _limit = math.inf  # the limit on the current stage
+    _due = math.inf  # when that is reached
 
-    def __init__(self, execution: Execution, branch: Branch, at: int, present: tuple[str, ...] | None) -> None:
-        self._execution = execution
+    def __init__(self, branch: BranchRun) -> None:
         self.branch = branch
-        self.name = execution.shape.branch_names[branch.index]
-        self.state: RunState = execution.state
-        self._at: int = at  # where on the strand it is
-        self._absent: Cause | None = None  # why the stage before gave no output, if it gave none
-        self._present = present  # what the first stage may see, if it does not wait for all of its inputs
-        self._current: StageRecord | None = None  # the stage that is running
-        self._last: StageRecord | None = None  # the stage that ended last
-        self.unheard: tuple[Callable[[], None], ...] = ()
-        self._untold: tuple[int, ...] = ()  # stages that have settled, of which others have not heard yet
-        self._rested = 0.0  # when this task last let others run
+        self.at = branch.at
+        self._execution = branch.execution
+        self._rested: float  # when this task last let others run
         self._scope: trio.CancelScope  # around the bodies
-        self._armed = math.inf  # its deadline
-        self._limit: float | None = None  # the limit on the current stage
-        self._due = math.inf  # when that is reached
+        self._armed: float  # its deadline
+        self.nursery: trio.Nursery
+        branch.walker = self
 
-    @abstractmethod
-    def end(self, cause: Cause) -> None:
-        """Cancels the branch and everything below it, unless that is happening already."""
+    def enter(self, branch: BranchRun) -> None:
+        """Goes on with another branch."""
+        self.branch = branch
+        self.at = branch.at
+        self.current = self.last = self.lender = self._absent = None
+        self.untold = ()
+        branch.walker = self
 
-    @abstractmethod
-    def why(self) -> Cause | None:
-        """Why the branch is being cancelled, as far as that is known: the nearest cause counts."""
+    async def run(self) -> None:  # noqa: ASYNC910  # leaving a nursery is a checkpoint
+        """Runs the branch and everything below it. It raises nothing: what has happened is written down."""
+        while True:
+            raised: BaseException | None = None
+            try:
+                async with trio.open_nursery() as nursery:
+                    self.nursery = nursery
+                    self.branch.open(nursery)
+                    while True:
+                        ending: StageOutput | None = None
+                        self._rested = now = trio.current_time()
+                        self._armed = now + self._first_limit()
+                        with trio.CancelScope(deadline=self._armed) as self._scope:
+                            ending = await self._walk(now)
+                            while ending is None and self.branch.successor is not None and self._may_be_left():
+                                self.branch.close()
+                                await cancel_shielded_checkpoint()  # a join never starts in the tick that made it ready
+                                if not self._goes_on():
+                                    break
+                                self.branch.open(nursery)
+                                self._rested = now = trio.current_time()
+                                ending = await self._walk(now)
+                        if not self._scope.cancelled_caught:
+                            # Without an ending the strand is done, or the run starts nothing any more.
+                            if ending is None or not await self._conclude(ending):
+                                break
+                        elif self.current is not None and not await self._conclude(
+                            self._time_is_up(), CauseKind.TIMEOUT
+                        ):
+                            break
+                        # Otherwise a stage had ended in spite of its limit, and just the scope is spent.
+                    if self.branch.parent is None and not self.branch.strand:
+                        self._execution.scheduler.launch_roots()
+            except BaseException as error:  # noqa: ASYNC103  # the branch sees to it
+                raised = error
+            branch = self.branch
+            try:
+                if raised is not None or branch.interrupted or branch.unheard or self.at < len(branch.strand):
+                    await branch.cut_short(raised)
+            finally:
+                branch.close()
+            if branch.successor is None or not self._goes_on():
+                return
 
-    @abstractmethod
-    def leaving(self) -> BranchRun | None:
-        """The branch itself, if it ends as soon as its strand does and that is done."""
+    def _may_be_left(self) -> bool:
+        """Whether the strand is done, there is nothing below it, and nursery and scope could serve another branch."""
+        branch = self.branch
+        return not (
+            self.lender is not None
+            or self.at < len(branch.strand)
+            or branch.plan.children
+            or branch.parent is None
+            or branch.interrupted
+            or branch.unheard
+            or self.nursery.cancel_scope.cancel_called
+            or self._scope.cancel_called
+        )
 
-    @abstractmethod
-    def ending(self, stage: StagePart) -> str | None:
-        """Why the work of its stages is being cancelled, in words."""
-
-    @abstractmethod
-    def lend_nursery(self, stage: StagePart) -> trio.Nursery:
-        """Gives the branch's nursery to a stage that runs."""
-
-    async def run_strand(self) -> None:  # noqa: ASYNC910  # _walk has one
-        going_on = True
-        while going_on:
-            ending: StageOutput | None = None
-            self._rested = now = trio.current_time()
-            self._armed = due = now + self._first_limit()
-            with trio.CancelScope(deadline=due) as self._scope:
-                ending = await self._walk(now)
-            if not self._scope.cancelled_caught:
-                if ending is None:
-                    break  # the strand is done, or the run starts nothing any more
-                going_on = await self._conclude(ending)
-            elif self._current is not None:
-                going_on = await self._conclude(self._time_is_up(), CauseKind.TIMEOUT)
-            # Otherwise a stage had ended in spite of its limit, and just the scope is spent.
-        if self.branch.parent is None and not self.branch.strand:
-            self._execution.launch_roots()
+    def _goes_on(self) -> bool:
+        """Goes on to the branch that waited for this one last, or has another task do so; tells which."""
+        branch, self.branch.successor = self.branch.successor, None
+        assert branch is not None
+        assert branch.parent is not None
+        execution = self._execution
+        if not _is_same(contextvars.copy_context(), execution.scheduler.task_context):
+            # A stage has set context variables, which are not for others to see.
+            assert branch.parent.nursery is not None
+            execution.scheduler.start(branch, branch.parent.nursery)
+            return False
+        self.enter(branch)
+        trio.lowlevel.current_task().name = branch.name
+        return True
 
     def _first_limit(self) -> float:
         """The limit to make the scope with: a short one is better set when the stage is there."""
-        if self._at == len(self.branch.strand):
-            return math.inf
-        limit = self._execution.plan.timeouts[self.branch.strand[self._at]]
-        return limit if limit is not None and limit > _LONGEST_TURN else math.inf
+        strand = self.branch.strand
+        limit = self._execution.plan.timeouts[strand[self.at]] if self.at < len(strand) else math.inf
+        return limit if limit > _LONGEST_TURN else math.inf
 
     async def _walk(self, now: float) -> StageOutput | None:
         """Runs stages until the strand is done (`None`), or until one ends in a way that is to be concluded.
 
         This is the loop in which all the time goes, hence one function, and no call that can be done without.
         """
-        execution, strand = self._execution, self.branch.strand
-        collector, plan = execution.collector, execution.plan
+        execution, branch = self._execution, self.branch
+        strand, collector, plan = branch.strand, execution.collector, execution.plan
+        limits, bodies, conditions = plan.timeouts, plan.bodies, plan.conditions
         try:
             while True:
                 await checkpoint_if_cancelled()
-                if self._at == len(strand):
+                if self.at == len(strand):
                     return None
                 if now - self._rested >= _LONGEST_TURN:
-                    self._last = None  # a cancellation that comes now did not come while it ran
+                    self.last = None  # a cancellation that comes now did not come while it ran
                     await checkpoint()
                     self._rested = now = trio.current_time()
                 if execution.drained is not None:
                     return None
-                number = strand[self._at]
+                number = strand[self.at]
                 if self._absent is not None and not plan.starts_bare[number]:
                     self._settled(number, collector.skip(number, self._absent, now))
                     now = trio.current_time()
                     continue
 
-                self._current = record = collector.begin(number, self.name, now)
-                self._limit = limit = plan.timeouts[number]
-                self._due = due = math.inf if limit is None else now + limit
+                self.current = record = collector.begin(number, branch.name, now)
+                self._limit = limit = limits[number]
+                self._due = due = now + limit
                 if due != self._armed and not 0.0 < due - self._armed <= _LONGEST_TURN:
                     self._arm()
                 try:
-                    context = StageContext(self, record)
-                    condition = plan.conditions[number]
+                    context = StageContext(branch, record)
+                    condition = conditions[number]
                     if condition is None or await self._is_met(condition, context, record):
-                        body = plan.bodies[number](context)
+                        body = bodies[number](context)
                         try:
                             trap = body.send(None)
                         except StopIteration as end:
@@ -210,8 +241,8 @@ class Strand(ABC):
                     return output
                 self._settled(number, record)
         except trio.Cancelled:
-            if self._current is None and self._last is not None and self._last.started is not None:
-                self._last.after_cancel = True
+            if self.current is None and self.last is not None and self.last.started is not None:
+                self.last.after_cancel = True
             raise
 
     async def _is_met(self, condition: Condition, context: StageContext, record: StageRecord) -> bool:
@@ -242,23 +273,26 @@ class Strand(ABC):
 
     def _settled(self, number: int, record: StageRecord) -> None:
         """Goes on to the next stage after one has settled."""
-        self._current = None
-        self._last = record
+        self.current = None
+        self.last = record
         self._absent = record.cause
-        self._at += 1
-        if self._execution.plan.followers[number]:
-            self._execution.propagate(number, record.cause, self.leaving())
+        self.at += 1
+        execution = self._execution
+        if execution.plan.followers[number]:
+            branch = self.branch
+            ends = self.at == len(branch.strand) and not branch.plan.children and self.lender is None
+            execution.scheduler.propagate(number, record.cause, branch if ends else None)
 
     def _write_ending(
         self, number: int, record: StageRecord, ending: StageOutput, kind: CauseKind | None
-    ) -> tuple[Cause, OnFailure | None, Strand]:
+    ) -> tuple[Cause, OnFailure | None, BranchRun]:
         """Writes how the current stage ended.
 
         Returns:
             Why it did; what that means for the run, `None` if just a branch is to end; and which branch that is.
         """
         execution = self._execution
-        target: Strand = self
+        target = self.branch
         if ending.status is StageStatus.CANCEL_BRANCH:
             try:
                 target = execution.branch_upstream(ending.of, number)
@@ -281,14 +315,14 @@ class Strand(ABC):
 
     async def _conclude(self, ending: StageOutput, kind: CauseKind | None = None) -> bool:
         """Writes how the current stage ended and does what that means for others; tells whether the strand goes on."""
-        record, execution = self._current, self._execution
+        record, execution, branch = self.current, self._execution, self.branch
         assert record is not None
-        number = self.branch.strand[self._at]
+        number = branch.strand[self.at]
         cause, policy, target = self._write_ending(number, record, ending, kind)
-        self._current = None
-        self._last = record
+        self.current = None
+        self.last = record
         self._absent = cause
-        self._at += 1
+        self.at += 1
 
         def act() -> None:
             if policy is None:
@@ -297,16 +331,16 @@ class Strand(ABC):
                 execution.note(record, cause, policy)
                 execution.act()
 
-        why = self.why()
+        why = branch.why()
         if why is None:
             try:
                 await checkpoint_if_cancelled()
             except trio.Cancelled:
                 # By the caller, and then it means nothing to others; or just in the nursery that some stage had asked
-                # for. `BranchRun` will know when that has closed.
+                # for. The branch will know when that has closed.
                 record.after_cancel = True
-                self._untold += (number,)
-                self.unheard += (act,)
+                self.untold += (number,)
+                branch.unheard += (act,)
                 raise
         else:
             # If everything was being ended, it means nothing to others either; if just a branch was, it is news.
@@ -315,44 +349,47 @@ class Strand(ABC):
                 return False  # noqa: ASYNC910
 
         if policy is None:
-            if target is self:
+            if target is branch:
                 act()
             else:
                 await execution.at_end_of_tick(act)
-            execution.propagate(number, cause)
+            execution.scheduler.propagate(number, cause)
             return False  # noqa: ASYNC910
         execution.note(record, cause, policy)
         if policy is OnFailure.ISOLATE or policy is OnFailure.TOLERATE:
-            execution.propagate(number, cause)
+            execution.scheduler.propagate(number, cause)
             return True  # noqa: ASYNC910
         await execution.at_end_of_tick(execution.act)
         return False  # noqa: ASYNC910
 
     def _time_is_up(self) -> StageOutput:
-        reason = f"ran longer than its limit of {self._limit or 0.0:g} s"
+        reason = self.limit_in_words()
         return StageOutput(StageStatus.FAIL, reason=reason, error=TimeoutError(reason))
 
-    # What the contexts of its stages ask (`StageHost`), as far as the strand knows it
+    # What a branch asks for the contexts of its stages, of the one that is running
 
-    def deadline_of(self, stage: StagePart) -> float:
-        return min(self._due, self.state.deadline) if self._current is stage else self.state.deadline
+    @property
+    def due(self) -> float:
+        """When the limit on the current stage is reached."""
+        return self._due
 
-    def extend_limit(self, stage: StagePart, seconds: float) -> None:
-        if self._current is not stage:
-            raise RuntimeError(f"stage {stage.name!r} has ended, so there is no limit to extend")
-        if self._scope.cancel_called:
-            raise RuntimeError(f"stage {stage.name!r} has reached its limit, so it is too late to extend it")
-        if self._limit:
+    @property
+    def too_late(self) -> bool:
+        """Whether the limit on the current stage has been reached."""
+        return self._scope.cancel_called
+
+    def limit_in_words(self) -> str:
+        """What is said of a stage that has reached its limit."""
+        return f"ran longer than its limit of {self._limit:g} s"
+
+    def extend(self, seconds: float) -> None:
+        """Moves the limit on the current stage."""
+        if self._limit > 0:
             self._limit += seconds
             self._due += seconds
             self._arm()
 
-    def inputs_of(self, stage: StagePart) -> Mapping[str, StageOutput]:
-        execution = self._execution
-        names: tuple[str, ...] | None = None
-        if self._present is not None and stage.name == execution.shape.names[self.branch.strand[0]]:
-            names = self._present
-        if names is None:
-            number = execution.shape.index[stage.name]
-            names = tuple(execution.shape.names[other] for other in execution.shape.dependencies[number])
-        return Inputs(names, execution.collector.outputs, lambda name: execution.missing_input(stage.name, name))
+
+def _is_same(one: contextvars.Context, other: contextvars.Context) -> bool:
+    """Whether two contexts hold the very same values; what is merely equal may still be another object."""
+    return len(one) == len(other) and all(one.get(variable, one) is value for variable, value in other.items())

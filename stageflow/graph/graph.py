@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import enum
+import math
 import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -17,7 +19,7 @@ from stageflow.stages.policy import TRUNK_NAME
 from stageflow.stages.runner import NativeBody
 from stageflow.stages.stage import Condition
 
-__all__ = ["Graph", "Plan", "Shape"]
+__all__ = ["Edge", "Graph", "Plan", "Shape"]
 
 
 @final
@@ -47,6 +49,18 @@ class Shape:
 
 
 @final
+class Edge(enum.Enum):
+    """What it means for the stage at the end of an edge that the one at its beginning has settled."""
+
+    REQUIRED = "required"
+    """It is skipped if the other did not succeed, and starts when all others have settled as well."""
+    OPTIONAL = "optional"
+    """It starts when all others have settled as well."""
+    COUNTED = "counted"
+    """Its join goes by how many have succeeded."""
+
+
+@final
 @attrs.frozen(kw_only=True, eq=False)
 class Plan:
     """What the engine reads of every stage while it runs, by the stage's number: no names to look up, nothing to scan.
@@ -54,9 +68,9 @@ class Plan:
     Attributes:
         bodies: What does the work.
         conditions: What ``when=`` asks.
-        timeouts: The limits in seconds, `None` for none.
+        timeouts: The limits in seconds, `math.inf` for none.
         on_failure: What a failure means.
-        followers: The stages after it that begin a branch, each with whether it needs this one to succeed. (The stage
+        followers: The stages after it that begin a branch, each with that branch and what the edge means. (The stage
             that continues the strand is not among them: its branch knows it.)
         waits: How many stages it comes after.
         needs: How many of them must succeed for it to start.
@@ -67,9 +81,9 @@ class Plan:
 
     bodies: tuple[NativeBody, ...]
     conditions: tuple[Condition | None, ...]
-    timeouts: tuple[float | None, ...]
+    timeouts: tuple[float, ...]
     on_failure: tuple[OnFailure, ...]
-    followers: tuple[tuple[tuple[int, bool], ...], ...]
+    followers: tuple[tuple[tuple[int, int, Edge], ...], ...]
     waits: tuple[int, ...]
     needs: tuple[int, ...]
     early: tuple[bool, ...]
@@ -182,12 +196,12 @@ def _find_cycle(by_name: Mapping[str, StageSpec], stuck: set[str]) -> list[str]:
 
 def _compile(ordered: Sequence[StageSpec], shape: Shape, on_failure: OnFailure, default_timeout: float | None) -> Plan:
     heads = {branch.strand[0] for branch in shape.branches if branch.strand}
-    followers: list[list[tuple[int, bool]]] = [[] for _ in ordered]
+    followers: list[list[tuple[int, int, Edge]]] = [[] for _ in ordered]
     for number, spec in enumerate(ordered):
         if number in heads:
             for edge in spec.after:
-                required = spec.join == Join.ALL and edge.required
-                followers[shape.index[edge.stage]].append((number, required))
+                kind = Edge.COUNTED if spec.join != Join.ALL else Edge.REQUIRED if edge.required else Edge.OPTIONAL
+                followers[shape.index[edge.stage]].append((number, shape.branch_of[number], kind))
     starts_bare = [_starts_bare(spec) for spec in ordered]
     revives = [False] * len(shape.branches)
     for branch in reversed(shape.branches):  # children before their parents
@@ -197,7 +211,7 @@ def _compile(ordered: Sequence[StageSpec], shape: Shape, on_failure: OnFailure, 
     return Plan(
         bodies=tuple(spec.body for spec in ordered),
         conditions=tuple(spec.when for spec in ordered),
-        timeouts=tuple(default_timeout if isinstance(spec.timeout, Default) else spec.timeout for spec in ordered),
+        timeouts=tuple(_limit(spec, default_timeout) for spec in ordered),
         on_failure=tuple(on_failure if isinstance(spec.on_failure, Default) else spec.on_failure for spec in ordered),
         followers=tuple(map(tuple, followers)),
         waits=tuple(len(spec.after) for spec in ordered),
@@ -206,6 +220,11 @@ def _compile(ordered: Sequence[StageSpec], shape: Shape, on_failure: OnFailure, 
         starts_bare=tuple(starts_bare),
         revives=tuple(revives),
     )
+
+
+def _limit(spec: StageSpec, default: float | None) -> float:
+    limit = default if isinstance(spec.timeout, Default) else spec.timeout
+    return math.inf if limit is None else limit
 
 
 def _needs(spec: StageSpec) -> int:
