@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @final
 class OutputBag(Mapping[str, T]):
-    """A mapping that many may write and nobody may overwrite. It is the store behind the results of a run.
+    """A mapping that many may write and nobody may overwrite.
 
     Every single operation is atomic, between Trio tasks and between threads: a write is there wholly or not at all, and
     iterating goes over the names that were there when it began. Names come in the order in which they were written.

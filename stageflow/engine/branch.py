@@ -221,17 +221,17 @@ class BranchRun:
 
     # What the contexts of its stages ask (`StageHost`)
 
-    def deadline_of(self, stage: StagePart) -> float:  # noqa: D102
+    def deadline_of(self, stage: StagePart) -> float:
         return min(self._walker.due, self.state.deadline) if self._runs(stage) else self.state.deadline
 
-    def extend_limit(self, stage: StagePart, seconds: float) -> None:  # noqa: D102
+    def extend_limit(self, stage: StagePart, seconds: float) -> None:
         if not self._runs(stage):
             raise RuntimeError(f"stage {stage.name!r} has ended, so there is no limit to extend")
         if self._walker.too_late:
             raise RuntimeError(f"stage {stage.name!r} has reached its limit, so it is too late to extend it")
         self._walker.extend(seconds)
 
-    def inputs_of(self, stage: StagePart) -> Mapping[str, StageOutput]:  # noqa: D102
+    def inputs_of(self, stage: StagePart) -> Mapping[str, StageOutput]:
         execution = self.execution
         names: tuple[str, ...] | None = None
         if self.present is not None and stage.name == execution.shape.names[self.strand[0]]:
@@ -241,13 +241,13 @@ class BranchRun:
             names = tuple(execution.shape.names[other] for other in execution.shape.dependencies[number])
         return Inputs(names, execution.collector.outputs, lambda name: execution.missing_input(stage.name, name))
 
-    def lend_nursery(self, stage: StagePart) -> trio.Nursery:  # noqa: D102
+    def lend_nursery(self, stage: StagePart) -> trio.Nursery:
         if not self._runs(stage) or self.nursery is None:
             raise RuntimeError(f"stage {stage.name!r} has ended; ask for ctx.nursery while it runs")
         self._walker.lender = self._walker.current
         return self.nursery
 
-    def ending(self, stage: StagePart) -> str | None:  # noqa: D102
+    def ending(self, stage: StagePart) -> str | None:
         why = self.why()
         if why is not None:
             return why.reason

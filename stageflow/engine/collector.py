@@ -7,10 +7,10 @@ values from one stage to the next or to the caller.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, final
 
-from stageflow.context import OutputBag
 from stageflow.errors import MissingOutputError
 from stageflow.frozen import FrozenDict
 from stageflow.journal import Cause, RunStatus, StageRecord, StageState
@@ -78,10 +78,10 @@ class Collector:
         self.ended: float | None = None
         self.status = RunStatus.RUNNING
         self.artifacts = artifacts
-        self.outputs: OutputBag[StageOutput] = OutputBag()
+        self.outputs: dict[str, StageOutput] = {}
         self.slots: list[StageRecord | None] = [None] * len(shape.names)
         self.failures: list[StageRecord] = []
-        self._places = 0
+        self._places = itertools.count()
         self._handed_out: dict[int, StageRecord] = {}  # records of stages to which nothing has happened yet
 
     def begin(self, number: int, branch: str, now: float) -> StageRecord:
@@ -99,17 +99,15 @@ class Collector:
         record.output = output
         record.state = _SUCCEEDED
         record.ended = now
-        record.place = self._places
-        self._places += 1
-        self.outputs.put(record.name, output)
+        record.place = next(self._places)
+        self.outputs[record.name] = output
 
     def settle(self, record: StageRecord, state: StageState, cause: Cause, now: float) -> None:
         """Writes that a stage has ended otherwise."""
         record.state = state
         record.cause = cause
         record.ended = now
-        record.place = self._places
-        self._places += 1
+        record.place = next(self._places)
 
     def fail(self, record: StageRecord, cause: Cause, output: StageOutput, now: float) -> None:
         """Writes that a stage has failed, in the words of a `StageOutput.fail`."""

@@ -89,7 +89,7 @@ class PipelineResults(Mapping[str, StageOutput]):
         return name in self._collector.outputs
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._collector.outputs)
+        return iter(tuple(self._collector.outputs))  # more may come while one reads
 
     def __len__(self) -> int:
         return len(self._collector.outputs)

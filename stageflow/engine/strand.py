@@ -76,14 +76,12 @@ class Walker:
     lender: StageRecord | None = None
     untold: tuple[int, ...] = ()
     _absent: Cause | None = None  # why the stage before gave no output, if it gave none
-    _limit = math.inf  # the limit on the current stage
-    _due = math.inf  # when that is reached
+    _extended: tuple[StageRecord, float] | None = None  # the stage that has extended its limit last, and by how much
 
     def __init__(self, branch: BranchRun) -> None:
         self.branch = branch
         self.at = branch.at
         self._execution = branch.execution
-        self._rested: float  # when this task last let others run
         self._scope: trio.CancelScope  # around the bodies
         self._armed: float  # its deadline
         self.nursery: trio.Nursery
@@ -99,6 +97,7 @@ class Walker:
 
     async def run(self) -> None:  # noqa: ASYNC910  # leaving a nursery is a checkpoint
         """Runs the branch and everything below it. It raises nothing: what has happened is written down."""
+        limits = self._execution.plan.timeouts
         while True:
             raised: BaseException | None = None
             try:
@@ -107,8 +106,10 @@ class Walker:
                     self.branch.open(nursery)
                     while True:
                         ending: StageOutput | None = None
-                        self._rested = now = trio.current_time()
-                        self._armed = now + self._first_limit()
+                        now = trio.current_time()
+                        # A short limit is better set when the stage is there.
+                        limit = limits[self.branch.strand[self.at]] if self.at < len(self.branch.strand) else math.inf
+                        self._armed = now + (limit if limit > _LONGEST_TURN else math.inf)
                         with trio.CancelScope(deadline=self._armed) as self._scope:
                             ending = await self._walk(now)
                             while ending is None and self.branch.successor is not None and self._may_be_left():
@@ -117,8 +118,7 @@ class Walker:
                                 if not self._goes_on():
                                     break
                                 self.branch.open(nursery)
-                                self._rested = now = trio.current_time()
-                                ending = await self._walk(now)
+                                ending = await self._walk(trio.current_time())
                         if not self._scope.cancelled_caught:
                             # Without an ending the strand is done, or the run starts nothing any more.
                             if ending is None or not await self._conclude(ending):
@@ -170,12 +170,6 @@ class Walker:
         trio.lowlevel.current_task().name = branch.name
         return True
 
-    def _first_limit(self) -> float:
-        """The limit to make the scope with: a short one is better set when the stage is there."""
-        strand = self.branch.strand
-        limit = self._execution.plan.timeouts[strand[self.at]] if self.at < len(strand) else math.inf
-        return limit if limit > _LONGEST_TURN else math.inf
-
     async def _walk(self, now: float) -> StageOutput | None:
         """Runs stages until the strand is done (`None`), or until one ends in a way that is to be concluded.
 
@@ -184,15 +178,17 @@ class Walker:
         execution, branch = self._execution, self.branch
         strand, collector, plan = branch.strand, execution.collector, execution.plan
         limits, bodies, conditions = plan.timeouts, plan.bodies, plan.conditions
+        rest = now + _LONGEST_TURN
         try:
             while True:
                 await checkpoint_if_cancelled()
                 if self.at == len(strand):
                     return None
-                if now - self._rested >= _LONGEST_TURN:
+                if now >= rest:
                     self.last = None  # a cancellation that comes now did not come while it ran
                     await checkpoint()
-                    self._rested = now = trio.current_time()
+                    now = trio.current_time()
+                    rest = now + _LONGEST_TURN
                 if execution.drained is not None:
                     return None
                 number = strand[self.at]
@@ -202,10 +198,9 @@ class Walker:
                     continue
 
                 self.current = record = collector.begin(number, branch.name, now)
-                self._limit = limit = limits[number]
-                self._due = due = now + limit
-                if due != self._armed and not 0.0 < due - self._armed <= _LONGEST_TURN:
-                    self._arm()
+                due = now + limits[number]
+                if due < self._armed or due - self._armed > _LONGEST_TURN:
+                    self._arm(due)
                 try:
                     context = StageContext(branch, record)
                     condition = conditions[number]
@@ -217,9 +212,9 @@ class Walker:
                             returned = end.value
                         else:
                             if due != self._armed:
-                                self._arm()
+                                self._arm(due if self._extended is None else self.due)
                             returned = await Suspended(body, trap)
-                            self._rested = trio.current_time()
+                            rest = trio.current_time() + _LONGEST_TURN
                         output = as_output(returned, record.name)
                     else:
                         output = _CONDITION
@@ -258,18 +253,18 @@ class Walker:
             record.started, record.attempts = started, 1
         return bool(met)
 
-    def _arm(self) -> None:
+    def _arm(self, due: float) -> None:
         """Puts the scope's deadline where the limit on the current stage is.
 
         That is the dearest step of a stage that returns at once, so it is put off until the body waits for something.
         Until then the deadline may be that of a stage before, which is too early, but by a millisecond at most, and
         cannot take effect.
         """
-        self._armed = self._due
-        if self._limit == 0:
+        self._armed = due
+        if self.limit == 0:
             self._scope.cancel(reason="a limit of 0 s")  # which shows at the first checkpoint, whatever the clock says
         else:
-            self._scope.deadline = self._due
+            self._scope.deadline = due
 
     def _settled(self, number: int, record: StageRecord) -> None:
         """Goes on to the next stage after one has settled."""
@@ -277,11 +272,10 @@ class Walker:
         self.last = record
         self._absent = record.cause
         self.at += 1
-        execution = self._execution
-        if execution.plan.followers[number]:
-            branch = self.branch
-            ends = self.at == len(branch.strand) and not branch.plan.children and self.lender is None
-            execution.scheduler.propagate(number, record.cause, branch if ends else None)
+        if self._execution.plan.followers[number]:
+            plan = self.branch.plan
+            leaving = None if plan.children or self.at < len(plan.strand) or self.lender is not None else self.branch
+            self._execution.scheduler.propagate(number, record.cause, leaving)
 
     def _write_ending(
         self, number: int, record: StageRecord, ending: StageOutput, kind: CauseKind | None
@@ -307,7 +301,7 @@ class Walker:
         if kind is None:
             kind = CauseKind.CONTRACT if isinstance(ending.error, ContractViolation) else CauseKind.FAILURE
         if kind is CauseKind.TIMEOUT:
-            record.limit = self._limit
+            record.limit = self.limit
         cause = Cause(kind, record.name, ending.reason or "")
         execution.collector.fail(record, cause, ending, now)
         record.after_cancel = kind is not CauseKind.TIMEOUT and self._scope.cancel_called
@@ -369,9 +363,15 @@ class Walker:
     # What a branch asks for the contexts of its stages, of the one that is running
 
     @property
+    def limit(self) -> float:
+        """The limit on the current stage, in seconds."""
+        limit = self._execution.plan.timeouts[self.branch.strand[self.at]]
+        return limit if self._extended is None or self._extended[0] is not self.current else limit + self._extended[1]
+
+    @property
     def due(self) -> float:
-        """When the limit on the current stage is reached."""
-        return self._due
+        """When that is reached, on Trio's clock."""
+        return math.inf if self.current is None or self.current.started is None else self.current.started + self.limit
 
     @property
     def too_late(self) -> bool:
@@ -380,14 +380,14 @@ class Walker:
 
     def limit_in_words(self) -> str:
         """What is said of a stage that has reached its limit."""
-        return f"ran longer than its limit of {self._limit:g} s"
+        return f"ran longer than its limit of {self.limit:g} s"
 
     def extend(self, seconds: float) -> None:
         """Moves the limit on the current stage."""
-        if self._limit > 0:
-            self._limit += seconds
-            self._due += seconds
-            self._arm()
+        if self.current is not None and 0 < self.limit < math.inf:
+            before = 0.0 if self._extended is None or self._extended[0] is not self.current else self._extended[1]
+            self._extended = self.current, before + seconds
+            self._arm(self.due)
 
 
 def _is_same(one: contextvars.Context, other: contextvars.Context) -> bool:
