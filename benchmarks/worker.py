@@ -34,6 +34,8 @@ LEAST = 0.01
 """Seconds that a sample should last at least: shorter runs are repeated within it."""
 MOST = 5.0
 """Seconds that a sample should last at most, even if that is not as many runs as wanted."""
+COLD = 2.0
+"""Seconds from which on the first run has to be enough, although everything in it happens for the first time."""
 SMALL = 5
 """The size of the shape that is checked before one is timed."""
 PATIENCE = 20.0
@@ -198,7 +200,7 @@ async def _time(run: Runnable, in_turn: int, *, collecting: bool) -> Found:
     await sample(1)
     runs = max(in_turn, int(LEAST / max(wall[0], 1e-6)))
     runs = max(1, min(runs, int(MOST / max(wall[0], 1e-6))))
-    if wall[0] < 4 * ENOUGH:
+    if wall[0] < COLD:
         del cpu[:], wall[:]
         spent = 0.0
         while spent < ENOUGH and len(wall) < 25:
