@@ -182,13 +182,13 @@ def test_a_stage_of_a_chain_takes_no_task_and_no_scope_and_no_turn_of_its_own() 
     assert tally.turns <= 5
 
 
-def test_a_stage_of_a_chain_takes_a_dozen_calls() -> None:
+def test_a_stage_of_a_chain_takes_ten_calls() -> None:
     tally = count(chain(1000))
     # Begin it, make its context, call its body and take the first step, read what that returned, store it, settle it;
     # and one or two built-in functions in each of those.
-    assert tally.own / 1000 <= 12
+    assert tally.own / 1000 <= 10
     # Trio adds one look for a cancellation, and one at the clock: a few calls each.
-    assert tally.all / 1000 <= 24
+    assert tally.all / 1000 <= 20
 
 
 def test_a_stage_that_waits_arms_the_scope_it_has_and_makes_no_new_one() -> None:
@@ -198,7 +198,7 @@ def test_a_stage_that_waits_arms_the_scope_it_has_and_makes_no_new_one() -> None
     # One turn for the one checkpoint of each body.
     assert tally.turns <= 1000 + 5
     # As above, and: take the other steps of the body, move the deadline, look at the clock afterwards.
-    assert tally.own / 1000 <= 20
+    assert tally.own / 1000 <= 18
 
 
 def test_a_branch_takes_one_task_with_one_nursery_and_one_scope() -> None:
@@ -211,16 +211,25 @@ def test_a_branch_takes_one_task_with_one_nursery_and_one_scope() -> None:
     assert tally.turns <= 2 * 1000 + 5
 
 
-def test_a_branch_takes_some_thirty_calls() -> None:
+def test_a_branch_takes_some_twenty_five_calls() -> None:
     tally = count(fan(1000))
     # What a stage of a chain takes, and: make the branch, start its task, open and close it, count down what its
     # followers wait for.
-    assert tally.own / 1000 <= 32
+    assert tally.own / 1000 <= 26
 
 
-def test_a_stage_of_many_takes_no_more_than_that_of_a_fan_out() -> None:
+def test_a_stage_of_many_takes_hardly_more_than_that_of_a_fan_out() -> None:
     # Nearly every stage has a branch of its own, and the last of three inputs starts it.
-    assert count(layered(1000)).own / 1000 <= 34
+    assert count(layered(1000)).own / 1000 <= 30
+
+
+def test_every_other_join_of_layers_takes_over_task_nursery_and_scope_of_a_branch_that_is_done() -> None:
+    tally = count(layered(1000))
+    # A stage that is the last input of several joins goes on with one of them; the others are new tasks. With three
+    # random inputs each, that is about half of them.
+    assert tally.tasks / 1000 <= 0.6
+    assert tally.nurseries / 1000 <= 0.6
+    assert tally.scopes / 1000 <= 1.2
 
 
 def test_an_edge_takes_a_call_or_two() -> None:
@@ -232,5 +241,5 @@ def test_an_edge_takes_a_call_or_two() -> None:
 def test_a_run_takes_as_many_calls_by_itself_as_a_few_stages() -> None:
     diamond, alone = count(fan(5)), count(chain(1))
     # Draw an id, note the time, make the collector and the results: what a short pipeline cannot share out.
-    assert alone.own <= 90
-    assert diamond.own <= 90 + 5 * 32
+    assert alone.own <= 50
+    assert diamond.own <= 50 + 5 * 24
