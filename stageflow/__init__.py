@@ -12,26 +12,44 @@ from stageflow.errors import (
     DefinitionError,
     DefinitionWarning,
     DuplicateStageError,
+    IdempotencyConflictError,
+    MaxDepthError,
     MissingOutputError,
     OutputConflictError,
     PipelineTerminated,
+    ProcessKilledError,
     StageExecutionError,
     StageflowError,
     StageTimeoutError,
+    StagnationError,
     UnifiedPipelineCancelled,
     UnknownStageError,
 )
 from stageflow.frozen import FrozenDict, FrozenList
-from stageflow.journal import Cause, CauseKind, RunStatus, StageRecord, StageState
+from stageflow.journal import Attempt, Cause, CauseKind, RunStatus, StageRecord, StageState
 from stageflow.output import Artifact, StageOutput, StageStatus
 from stageflow.pipeline import Pipeline, StageGraph, run_stage
-from stageflow.stages import Join, OnFailure, Stage, StageKind, StageOptions, StageSpec, optional, stage
+from stageflow.stages import (
+    Interceptor,
+    Join,
+    Limit,
+    OnFailure,
+    ProcessContext,
+    Retry,
+    Stage,
+    StageKind,
+    StageOptions,
+    StageSpec,
+    optional,
+    stage,
+)
 from stageflow.trace import Trace
 
 PipelineCancelled = UnifiedPipelineCancelled
 
 __all__ = [
     "Artifact",
+    "Attempt",
     "Cause",
     "CauseKind",
     "Context",
@@ -43,7 +61,11 @@ __all__ = [
     "DuplicateStageError",
     "FrozenDict",
     "FrozenList",
+    "IdempotencyConflictError",
+    "Interceptor",
     "Join",
+    "Limit",
+    "MaxDepthError",
     "MissingOutputError",
     "OnFailure",
     "OutputBag",
@@ -54,6 +76,9 @@ __all__ = [
     "PipelineResults",
     "PipelineTerminated",
     "PipelineTimer",
+    "ProcessContext",
+    "ProcessKilledError",
+    "Retry",
     "Run",
     "RunStatus",
     "Stage",
@@ -69,6 +94,7 @@ __all__ = [
     "StageStatus",
     "StageTimeoutError",
     "StageflowError",
+    "StagnationError",
     "Trace",
     "UnifiedPipelineCancelled",
     "UnknownStageError",

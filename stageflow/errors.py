@@ -9,11 +9,15 @@
     │   └── UnknownStageError                  .stage, .suggestions
     ├── PipelineTerminated                   a run ended before its end; .results .run_id .stage .reason
     │   ├── StageExecutionError                a stage failed; .original .recoverable .failures
-    │   │   └── StageTimeoutError (TimeoutError)   .limit .elapsed
+    │   │   └── StageTimeoutError (TimeoutError)   .limit .elapsed .source .partial
     │   └── UnifiedPipelineCancelled           somebody cancelled it (also exported as PipelineCancelled)
     ├── ContractViolation (TypeError)        a stage gave what it may not give; .stage
     ├── MissingOutputError (KeyError)        asked for an output that is not there; .stage .state .reason
-    └── OutputConflictError                  a second output under one name; .stage
+    ├── OutputConflictError                  a second output under one name; .stage
+    ├── StagnationError                      a guard sent a stage back, and nothing changed; .stage .guard
+    ├── ProcessKilledError                   a stage's process died; .stage .exit_code
+    ├── MaxDepthError                        runs are nested too deep; .depth
+    └── IdempotencyConflictError             a key was used again for something else; .key .stage
 
 The data of an error is in its attributes; its message says what happened, where, and what to do about it. Every error
 survives `pickle` and `copy` with its attributes (not with its traceback).
@@ -25,7 +29,7 @@ import difflib
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from stageflow.engine.results import PipelineResults
     from stageflow.journal.record import StageRecord, StageState
@@ -36,12 +40,16 @@ __all__ = [
     "DefinitionError",
     "DefinitionWarning",
     "DuplicateStageError",
+    "IdempotencyConflictError",
+    "MaxDepthError",
     "MissingOutputError",
     "OutputConflictError",
     "PipelineTerminated",
+    "ProcessKilledError",
     "StageExecutionError",
     "StageTimeoutError",
     "StageflowError",
+    "StagnationError",
     "UnifiedPipelineCancelled",
     "UnknownStageError",
     "in_words",
@@ -166,15 +174,19 @@ class StageExecutionError(PipelineTerminated):
 
 
 class StageTimeoutError(StageExecutionError, TimeoutError):
-    """A stage ran longer than its limit.
+    """A stage ran longer than its limit, or the run longer than its deadline.
 
     Attributes:
         limit: The limit, in seconds.
-        elapsed: How long the attempt ran until it had stopped, its cleanup included, in seconds.
+        elapsed: How long the stage ran until it had stopped, its cleanup included, in seconds.
+        source: What set the limit, and where.
+        partial: What the stage had saved until then.
     """
 
     limit: float
     elapsed: float
+    source: str
+    partial: Mapping[str, Any]
 
 
 class UnifiedPipelineCancelled(PipelineTerminated):
@@ -223,6 +235,71 @@ class OutputConflictError(StageflowError):
     def __init__(self, stage: str) -> None:
         self.stage = stage
         super().__init__(f"{stage!r} has an output already, and an output is written once; use another name")
+
+
+class StagnationError(StageflowError):
+    """A guard sent a stage back to do better, and what came was the same again.
+
+    Attributes:
+        stage: The stage that was sent back.
+        guard: The stage that sent it back.
+    """
+
+    def __init__(self, *, stage: str, guard: str) -> None:
+        self.stage = stage
+        self.guard = guard
+        super().__init__(
+            f"{guard!r} sent {stage!r} back, but its output did not change, so trying again would not help; "
+            f"let {stage!r} make use of ctx.feedback, or {guard!r} accept what it gets"
+        )
+
+
+class ProcessKilledError(StageflowError):
+    """The process in which a stage ran has died.
+
+    Attributes:
+        stage: The stage's name.
+        exit_code: The exit code of the process, negative if a signal killed it; `None` if it is not known.
+    """
+
+    def __init__(self, *, stage: str, exit_code: int | None) -> None:
+        self.stage = stage
+        self.exit_code = exit_code
+        how = "" if exit_code is None else f" with exit code {exit_code}"
+        signal = f" (signal {-exit_code})" if exit_code is not None and exit_code < 0 else ""
+        super().__init__(f"the process of stage {stage!r} died{how}{signal} before it returned anything")
+
+
+class MaxDepthError(StageflowError):
+    """A stage wanted to run a pipeline within a pipeline, within a pipeline, and so on, deeper than is allowed.
+
+    Attributes:
+        depth: How deep it would have been; the outermost run has depth 0.
+    """
+
+    def __init__(self, pipeline: str, *, depth: int) -> None:
+        self.depth = depth
+        super().__init__(
+            f"pipeline {pipeline!r} would run at depth {depth}, but runs may be nested {depth - 1} deep; if it does "
+            f"not run itself by mistake, run it beside the others, or hand its work up as data"
+        )
+
+
+class IdempotencyConflictError(StageflowError):
+    """A key of idempotency was used again, but for something else.
+
+    Attributes:
+        key: The key.
+        stage: The stage that used it.
+    """
+
+    def __init__(self, key: str, *, stage: str) -> None:
+        self.key = key
+        self.stage = stage
+        super().__init__(
+            f"stage {stage!r} was called again under the key {key!r}, but with other parameters; a key stands for one "
+            f"piece of work, so derive it from all that the work depends on"
+        )
 
 
 def in_words(error: BaseException) -> str:

@@ -28,6 +28,7 @@ class StageStatus(enum.Enum):
     FAIL = "fail"
     CANCEL = "cancel"
     CANCEL_BRANCH = "cancel_branch"
+    RETRY = "retry"
 
 
 @final
@@ -43,7 +44,7 @@ class StageOutput:
         reason: Why, where the status is not `StageStatus.OK`.
         error: The error of a `fail`.
         recoverable: Whether the stage calls that failure recoverable.
-        of: The stage whose branch a `cancel_branch` ends, if not its own.
+        of: The stage whose branch a `cancel_branch` ends, or which a `retry` sends back, if not the stage itself.
     """
 
     status: StageStatus
@@ -109,6 +110,19 @@ class StageOutput:
         if of is not None and not isinstance(cast("object", of), str):
             raise TypeError(f"StageOutput.cancel_branch(of=...) takes the name of a stage, not {of!r}")
         return cls(StageStatus.CANCEL_BRANCH, reason=said(reason, "StageOutput.cancel_branch"), of=of)
+
+    @classmethod
+    def retry(cls, reason: str, *, stage: str | None = None) -> StageOutput:
+        """The stage shall be tried again, as its ``retry=`` allows; without one, or after the last attempt, it fails.
+
+        Args:
+            reason: Why. In the next attempt it is ``ctx.feedback``.
+            stage: A stage upstream, whose output is found wanting: that one runs again, and then whatever is between
+                the two, and this stage. Nobody else may have begun with that output.
+        """
+        if stage is not None and not isinstance(cast("object", stage), str):
+            raise TypeError(f"StageOutput.retry(stage=...) takes the name of a stage, not {stage!r}")
+        return cls(StageStatus.RETRY, reason=said(reason, "StageOutput.retry"), of=stage)
 
     def __getitem__(self, key: str) -> Any:
         return self.data[key]

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack, cast, final, overload
 
 import attrs
 
 from stageflow.context import PipelineContext, StageContext
-from stageflow.engine import PipelineResults, Run, open_run, run_to_end
+from stageflow.context.stage_context import host_of
+from stageflow.engine import MapPlan, PipelineResults, Run, open_run, run_to_end
 from stageflow.errors import DefinitionError, DuplicateStageError
 from stageflow.graph import Graph
 from stageflow.journal import StageState
 from stageflow.output import StageOutput, StageStatus
-from stageflow.stages import Dependency, OnFailure, Runner, StageOptions, StageSpec, caller, declare, name_of
-from stageflow.stages.policy import check_member, check_name, check_timeout, dependencies, shown
+from stageflow.stages import (
+    Dependency,
+    Interceptor,
+    Limit,
+    OnFailure,
+    Runner,
+    Settings,
+    StageFunction,
+    StageOptions,
+    StageSpec,
+    caller,
+    declare,
+    name_of,
+)
+from stageflow.stages.policy import check_count, check_name, check_timeout, dependencies, shown
+from stageflow.stages.settings import CLEANUP_TIMEOUT, DEFAULT_TIMEOUT
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -22,9 +37,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 __all__ = ["Pipeline", "StageGraph", "run_stage"]
-
-DEFAULT_TIMEOUT = 30.0
-"""The limit in seconds on a stage of which neither it nor its pipeline says anything."""
 
 
 @final
@@ -38,7 +50,15 @@ class Pipeline:
         name: What the pipeline is called.
         on_failure: What the failure of a stage means that does not say so itself: ``"fail_fast"``, ``"drain"`` or
             ``"isolate"``, see `OnFailure`.
-        default_timeout: The limit in seconds on a stage that does not say so itself; `None` for none.
+        default_timeout: The limit in seconds on an attempt of an async stage that does not say so itself; `None` for
+            none.
+        deadline: The seconds that a run may take as a whole; `None` for no such limit.
+        cleanup_timeout: The seconds that the cleanup of one attempt may take, where it is shielded:
+            `StageContext.on_exit` and `StageContext.cleanup`.
+        interceptors: What is put around every attempt of every stage, outermost first.
+        limits: How many stages may use a thing at once, by its name: a number for each run, or a `Limit` that several
+            share. Stages say ``uses="name"``.
+        max_running: How many stages of a run may run at once; `None` for all that can.
 
     Raises:
         DefinitionError: An argument is wrong.
@@ -58,7 +78,7 @@ class Pipeline:
         assert results["total"]["total"] == 6
     """
 
-    __slots__ = ("_graph", "_length", "_log", "default_timeout", "name", "on_failure")
+    __slots__ = ("_graph", "_length", "_log", "name", "settings")
 
     def __init__(
         self,
@@ -66,33 +86,46 @@ class Pipeline:
         *,
         on_failure: OnFailure | str = OnFailure.FAIL_FAST,
         default_timeout: float | None = DEFAULT_TIMEOUT,
+        deadline: float | None = None,
+        cleanup_timeout: float = CLEANUP_TIMEOUT,
+        interceptors: Iterable[Interceptor] = (),
+        limits: Mapping[str, int | Limit] | None = None,
+        max_running: int | None = None,
     ) -> None:
         self.name = check_name(name, "a pipeline")
-        if on_failure in {OnFailure.TOLERATE, OnFailure.TOLERATE.value}:
-            raise DefinitionError('on_failure="tolerate" is for single stages: say it in with_stage()')
-        self.on_failure = check_member(OnFailure, on_failure, "on_failure=", without=(OnFailure.TOLERATE,))
-        self.default_timeout = check_timeout(default_timeout, "default_timeout")
+        self.settings = Settings(
+            on_failure=on_failure,
+            default_timeout=default_timeout,
+            deadline=deadline,
+            cleanup_timeout=cleanup_timeout,
+            interceptors=interceptors,
+            limits={} if limits is None else limits,
+            max_running=max_running,
+        )
         # Pipelines that grew out of each other share one log of declarations, of which each sees the first `_length`.
         self._log: dict[str, StageSpec] = {}
         self._length = 0
         self._graph: StageGraph | None = None
 
     @overload
-    def with_stage(self, name: str, runner: Runner, /, **options: Unpack[StageOptions]) -> Pipeline: ...
+    def with_stage(self, name: str, runner: Runner | Pipeline, /, **options: Unpack[StageOptions]) -> Pipeline: ...
     @overload
     def with_stage(self, runner: Runner, /, **options: Unpack[StageOptions]) -> Pipeline: ...
     def with_stage(
-        self, name: str | Runner, runner: Runner | None = None, /, **options: Unpack[StageOptions]
+        self, name: str | Runner, runner: Runner | Pipeline | None = None, /, **options: Unpack[StageOptions]
     ) -> Pipeline:
         """Gives a pipeline with one more stage.
+
+        A stage may be a pipeline, which is then run as a whole within the stage: its stages find the inputs of the
+        stage in ``ctx.data``, by name, and its outputs, by name, are the output of the stage. See
+        `StageContext.run_pipeline`, which can do more. It has no limit but what is declared.
 
         Args:
             name: What the stage is called. May be left out if the runner has a name of its own, as what `stage`
                 decorates and every `Stage` has.
-            runner: What does the work: an async function of a `StageContext`, a `Stage`, or a class of stages, which is
-                then instantiated once per run.
-            **options: The options of `StageOptions`: ``kind``, ``after``, ``join``, ``when``, ``timeout``,
-                ``on_failure``. They may name stages that are declared later.
+            runner: What does the work: an async function of a `StageContext`, a `Stage`, a class of stages, which is
+                then instantiated once per run; a plain function, which is run in a thread; or a pipeline.
+            **options: The options of `StageOptions`. They may name stages that are declared later.
 
         Raises:
             DefinitionError: The runner or an option is wrong; nothing has changed then.
@@ -107,7 +140,92 @@ class Pipeline:
             return self._with([declare(None, name, options, frame)])
         if not isinstance(name, str) and isinstance(cast("object", runner), str):
             raise DefinitionError(f"the name comes first: with_stage({runner!r}, {shown(name)})")
+        if isinstance(runner, Pipeline):
+            return self._with([declare(name, _within(runner), options, frame, unlimited=True)])
         return self._with([declare(name, runner, options, frame)])
+
+    def with_map(
+        self,
+        name: str,
+        runner: Runner | Pipeline,
+        /,
+        *,
+        over: str | Callable[[StageContext], Iterable[Any] | AsyncIterable[Any]],
+        limit: int = 16,
+        tolerate: float = 0,
+        **options: Unpack[StageOptions],
+    ) -> Pipeline:
+        """Gives a pipeline with a stage that runs something once per item, several items at a time.
+
+        Every item is a branch of its own, ``"name[3]"``, that is cancelled, fails and is recorded alone; it finds its
+        item in ``ctx.data``. The output is the list of outputs, in the order of the items; `None` stands for an item
+        that has none. An item is asked for only when there is room for it, so that the items may be endless in number
+        and come from an async iterable.
+
+        Args:
+            name: What the stage is called.
+            runner: What is run for each item: whatever can be a stage, with the options that `stage` gave it, or a
+                pipeline, whose outputs by name are the output of the item.
+            over: The items: the name of a stage whose output is a list, and which this one then comes after; or a
+                function of the context that gives an iterable, or an async one.
+            limit: How many items may be in flight.
+            tolerate: How many items may fail before the stage does: a count, or, as a float from 0 to 1, a part of all.
+            **options: The options of `StageOptions`, for the stage as a whole. It has no limit but what is declared.
+
+        Raises:
+            DefinitionError: An argument is wrong.
+            DuplicateStageError: There is a stage of that name.
+        """
+        frame = caller()
+        title = check_name(name, "a map")
+        if isinstance(over, str):
+            after = dependencies(options.get("after", ()), title)
+            if over not in {edge.stage for edge in after}:
+                options["after"] = (*after, *dependencies(over, title))
+        elif not callable(over):
+            raise DefinitionError(f"over= of map {title!r} takes a stage's name or a function, not {over!r}")
+        if isinstance(tolerate, bool) or not isinstance(cast("object", tolerate), (int, float)) or tolerate < 0:
+            raise DefinitionError(
+                f"tolerate= of map {title!r} takes a count, or a part from 0.0 to 1.0, not {tolerate!r}"
+            )
+        if isinstance(tolerate, float) and tolerate > 1:
+            raise DefinitionError(
+                f"tolerate= of map {title!r} is a part of all if it is a float, so at most 1.0: {tolerate!r}"
+            )
+        if isinstance(runner, Pipeline):
+            graph, stage = runner.build(), None
+        else:
+            settings = attrs.evolve(self.settings, on_failure="fail_fast", deadline=None, max_running=None)
+            carried = runner.options if isinstance(runner, StageFunction) else {}
+            for option in ("after", "join", "when", "on_failure"):
+                if option in carried:
+                    raise DefinitionError(f"{option}= of {shown(runner)} means nothing for an item of map {title!r}")
+            graph, stage = StageGraph(self.name, [declare(title, runner, {}, frame)], settings), title
+        plan = MapPlan(
+            graph=graph, stage=stage, limit=check_count(limit, f"limit= of map {title!r}"), tolerate=tolerate
+        )
+        return self._with([declare(title, _map_over(plan, over), options, frame, unlimited=True)])
+
+    def with_branch(self, *, of: str, deadline: float) -> Pipeline:
+        """Gives a pipeline in which a branch has a deadline of its own.
+
+        When it is reached, the branch is ended as by `StageOutput.cancel_branch`: what runs in it is cancelled, and
+        joins beyond see it as absent.
+
+        Args:
+            of: A stage of the branch.
+            deadline: The seconds that the branch may take, from when its first stage can start.
+
+        Raises:
+            DefinitionError: An argument is wrong.
+        """
+        seconds = check_timeout(deadline, "with_branch(deadline=...)")
+        if seconds is None:
+            raise DefinitionError("with_branch(deadline=...) takes seconds; without a deadline there is nothing to say")
+        deadlines = {**self.settings.branch_deadlines, check_name(of, "with_branch(of=...)"): seconds}
+        following = self._with([])
+        following.settings = attrs.evolve(self.settings, branch_deadlines=deadlines)
+        return following
 
     def compose(
         self, other: Pipeline, *, after: str | Dependency | Iterable[str | Dependency] = (), prefix: str = ""
@@ -151,9 +269,7 @@ class Pipeline:
             DefinitionWarning: A stage needs all of several stages of which a route chooses one.
         """
         if self._graph is None:
-            self._graph = StageGraph(
-                self.name, self._stages(), on_failure=self.on_failure, default_timeout=self.default_timeout
-            )
+            self._graph = StageGraph(self.name, self._stages(), self.settings)
         return self._graph
 
     async def run(self, ctx: PipelineContext | Mapping[str, Any] | None = None) -> PipelineResults:
@@ -182,7 +298,8 @@ class Pipeline:
             raise DuplicateStageError("compose() would add two stages of one name", stage=names[0])
         for spec in added:
             log[spec.name] = spec
-        following = Pipeline(self.name, on_failure=self.on_failure, default_timeout=self.default_timeout)
+        following = Pipeline(self.name)
+        following.settings = self.settings
         following._log = log
         following._length = self._length + len(added)
         return following
@@ -232,6 +349,10 @@ class StageGraph(Graph):
         """
         return open_run(self, _as_context(ctx))
 
+    def build(self) -> StageGraph:
+        """Gives the graph itself, so that it can stand wherever a pipeline can."""
+        return self
+
     def to_mermaid(self) -> str:
         """Gives the graph as a Mermaid flowchart, with its branches as subgraphs."""
         from stageflow.trace.diagram import mermaid
@@ -279,8 +400,7 @@ async def run_stage(
         f"{name} alone",
         [declare(given, _giver(output), {"on_failure": "tolerate"}, None) for given, output in before.items()]
         + [declare(name, runner, {**options, "after": tuple(before)}, caller())],
-        on_failure=OnFailure.FAIL_FAST,
-        default_timeout=DEFAULT_TIMEOUT,
+        Settings(limits=dict.fromkeys(_as_names(options.get("uses", ())), 1)),
     )
     results = await graph.run(ctx)
     record = results.records[name]
@@ -294,6 +414,32 @@ async def run_stage(
             StageStatus.FAIL, record.partial, reason=reason, error=record.error, recoverable=record.recoverable
         )
     return StageOutput.cancel_branch(reason)
+
+
+def _as_names(uses: object) -> tuple[str, ...]:
+    return (uses,) if isinstance(uses, str) else tuple(cast("Iterable[str]", uses))
+
+
+def _within(child: Pipeline) -> Callable[[StageContext], Coroutine[Any, Any, Any]]:
+    """Gives the stage that runs a pipeline as a whole."""
+
+    async def run_within(ctx: StageContext) -> dict[str, Any]:
+        results = await ctx.run_pipeline(child, {name: output.data for name, output in ctx.inputs.items()})
+        return {name: output.data for name, output in results.items()}
+
+    return run_within
+
+
+def _map_over(
+    plan: MapPlan, over: str | Callable[[StageContext], Iterable[Any] | AsyncIterable[Any]]
+) -> Callable[[StageContext], Coroutine[Any, Any, Any]]:
+    """Gives the stage that runs a map."""
+
+    async def run_map(ctx: StageContext) -> StageOutput:
+        host, part = host_of(ctx)
+        return await host.run_map(part, plan, ctx.inputs[over].data if isinstance(over, str) else over(ctx))
+
+    return run_map
 
 
 def _giver(output: StageOutput | Mapping[str, Any]) -> Callable[[StageContext], Coroutine[Any, Any, Any]]:

@@ -25,7 +25,7 @@ from stageflow import (
     UnifiedPipelineCancelled,
     run_stage,
 )
-from stageflow.engine.attempt import Suspended
+from stageflow.engine.body import Suspended
 from tests.stages import CANCELLED, FAILED, OK, SKIPPED, gives, sleeps, states
 
 if TYPE_CHECKING:

@@ -110,6 +110,8 @@ class PipelineContext(Context):
         snapshot: The state around the run.
         artifacts: Artifacts that come with it.
         metadata: Whatever else is known; deeply frozen.
+        timeouts: The limits in seconds on an attempt of single stages, by name, in place of those they declare; `None`
+            is no limit.
     """
 
     # pyright wants properties overridden by properties only; a frozen attribute is as good.
@@ -122,6 +124,7 @@ class PipelineContext(Context):
     snapshot: ContextSnapshot = attrs.field(factory=ContextSnapshot)  # pyright: ignore[reportIncompatibleMethodOverride]
     artifacts: tuple[Artifact, ...] = attrs.field(default=(), converter=_as_tuple)
     metadata: Mapping[str, Any] = attrs.field(default=None, converter=_frozen_mapping)
+    timeouts: Mapping[str, float | None] = attrs.field(default=None, converter=_frozen_mapping)
 
     @property
     def timer(self) -> PipelineTimer:

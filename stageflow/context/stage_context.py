@@ -3,82 +3,28 @@
 from __future__ import annotations
 
 import uuid
-from typing import TYPE_CHECKING, Any, Protocol, cast, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import attrs
 
 from stageflow.context.context import Context, PipelineContext
+from stageflow.context.host import StageHost, StagePart
+from stageflow.context.snapshot import ContextSnapshot
 from stageflow.context.timer import Limit, PipelineTimer
 from stageflow.frozen import FrozenDict
 from stageflow.output import Artifact
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
+    from contextlib import AbstractContextManager
 
     import trio
 
-    from stageflow.context.snapshot import ContextSnapshot
+    from stageflow.engine import PipelineResults
     from stageflow.output import StageOutput
+    from stageflow.pipeline import Pipeline, StageGraph
 
-__all__ = ["RunState", "StageContext", "StageHost", "StagePart"]
-
-
-@attrs.define(eq=False, kw_only=True)
-class RunState:
-    """What the contexts of all stages of one run share.
-
-    Attributes:
-        pipeline: The pipeline's name.
-        run_id: The run's id.
-        origin: The description the run was started with.
-        started: When it began, on Trio's clock.
-        deadline: When the scopes that stood around the run at that moment will cancel it, on Trio's clock.
-        artifacts: Every artifact so far.
-    """
-
-    pipeline: str
-    run_id: str
-    origin: PipelineContext
-    started: float
-    deadline: float
-    artifacts: list[Artifact]
-
-
-class StagePart(Protocol):
-    """The part of a stage's record that its context reads, and the one thing it writes: `partial`."""
-
-    name: str
-    branch: str
-    attempts: int
-    started: float | None
-    ended: float | None
-    partial: Mapping[str, Any]
-
-
-class StageHost(Protocol):
-    """What the branch in which a stage runs does for the stage's context."""
-
-    state: RunState
-
-    def deadline_of(self, stage: StagePart) -> float:
-        """When the stage's current attempt will be cancelled, on Trio's clock."""
-        ...
-
-    def extend_limit(self, stage: StagePart, seconds: float) -> None:
-        """Moves the limit on the stage's current attempt."""
-        ...
-
-    def inputs_of(self, stage: StagePart) -> Mapping[str, StageOutput]:
-        """The outputs of the stages it comes after."""
-        ...
-
-    def lend_nursery(self, stage: StagePart) -> trio.Nursery:
-        """The branch's nursery."""
-        ...
-
-    def ending(self, stage: StagePart) -> str | None:
-        """Why the stage is being cancelled, or `None`."""
-        ...
+__all__ = ["StageContext", "host_of"]
 
 
 @final
@@ -141,7 +87,7 @@ class StageContext(Context):
     def timer(self) -> PipelineTimer:
         return PipelineTimer(
             run_started=self._host.state.started,
-            stage_started=self._part.started,
+            stage_started=self._host.started_of(self._part),
             limit=_AttemptLimit(self._host, self._part),
         )
 
@@ -156,6 +102,11 @@ class StageContext(Context):
     @property
     def cancel_reason(self) -> str | None:
         return self._host.ending(self._part)
+
+    @property
+    def pipeline(self) -> str:
+        """The pipeline's name."""
+        return self._host.state.pipeline
 
     @property
     def stage(self) -> str:
@@ -184,6 +135,11 @@ class StageContext(Context):
         return self._part.attempts
 
     @property
+    def feedback(self) -> str | None:
+        """Why it is tried again: the reason of the `StageOutput.retry` that asked for that; otherwise `None`."""
+        return self._host.feedback_of(self._part)
+
+    @property
     def idempotency_key(self) -> str:
         """A key for calls to other services that is the same on every try of this stage in this run, and nowhere else.
 
@@ -206,8 +162,8 @@ class StageContext(Context):
     def save_partial(self, /, **fields: Any) -> None:
         """Keeps something that is to survive if this stage does not end well.
 
-        The fields are added to those of earlier calls, at once and deeply frozen; they are found in the record's
-        `partial`, whatever becomes of the stage.
+        The fields are added to those of earlier calls and attempts, at once and deeply frozen; they are found in the
+        record's `partial`, whatever becomes of the stage. It is a sign of life, like `heartbeat`.
 
         Raises:
             RuntimeError: The stage has ended, so that nobody would see them.
@@ -215,6 +171,87 @@ class StageContext(Context):
         if self._part.ended is not None:
             raise RuntimeError(f"stage {self._part.name!r} has ended; what it saves now would be lost")
         self._part.partial = FrozenDict({**self._part.partial, **fields})
+        self._host.beat(self._part)
+
+    def heartbeat(self) -> None:
+        """Gives a sign of life, so that the stage's ``heartbeat=`` begins anew. Without such a limit, does nothing."""
+        self._host.beat(self._part)
+
+    def on_exit(self, callback: Callable[..., Awaitable[object] | object], /, *args: Any) -> None:
+        """Has something called when this attempt has ended, in whatever way.
+
+        Callbacks are called once, the last one first, before anybody hears of the stage's end. They are shielded from
+        cancellation, all together for at most the pipeline's `cleanup_timeout`; what is not done by then is cancelled,
+        and named in the record's ``details.overran``. What one raises is the stage's failure, if it has not failed
+        already, and does not keep the others from being called.
+
+        Args:
+            callback: An async function, or a plain one.
+            *args: Its arguments.
+
+        Raises:
+            RuntimeError: The stage has ended.
+        """
+        name = getattr(callback, "__qualname__", None) or repr(callback)
+        self._host.on_exit(self._part, name, lambda: callback(*args))
+
+    def cleanup(self) -> AbstractContextManager[trio.CancelScope]:
+        """A shielded scope for a ``finally``, which lasts for at most the pipeline's `cleanup_timeout`.
+
+        What takes longer is cancelled; then the block is left as if it had ended, and the record's ``details.overran``
+        says so.
+
+        Example::
+
+            try:
+                await work(connection)
+            finally:
+                with ctx.cleanup():
+                    await connection.aclose()
+        """
+        return self._host.cleanup(self._part)
+
+    async def run_pipeline(
+        self,
+        child: Pipeline | StageGraph,
+        data: Any = None,
+        *,
+        snapshot: ContextSnapshot | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        timeouts: Mapping[str, float | None] | None = None,
+    ) -> PipelineResults:
+        """Runs another pipeline within this stage, and waits until it has ended.
+
+        The run is in the branch of this stage, and under its limits. It has an id of its own; correlation and tenant
+        are those of this run; everything else is fresh unless it is handed down. Its results are found in `children` of
+        this run's results, from its begin and whatever becomes of it.
+
+        Args:
+            child: The pipeline, or its graph.
+            data: The run's input.
+            snapshot: The state around the run.
+            metadata: Whatever else is known.
+            timeouts: The limits in seconds of single stages, in place of those they declare.
+
+        Returns:
+            The results, if the run ended `SUCCEEDED` or `PARTIAL`.
+
+        Raises:
+            StageExecutionError: A stage of it failed.
+            UnifiedPipelineCancelled: A stage of it returned `StageOutput.cancel`.
+            MaxDepthError: It would be nested too deep.
+            trio.Cancelled: This stage was cancelled, and so was the run.
+        """
+        state = self._host.state
+        context = PipelineContext(
+            correlation_id=self.correlation_id,
+            tenant=state.origin.tenant,
+            data=data,
+            metadata=metadata,  # pyright: ignore[reportArgumentType]  # its converter takes None
+            timeouts=timeouts,  # pyright: ignore[reportArgumentType]
+            snapshot=ContextSnapshot() if snapshot is None else snapshot,
+        )
+        return await self._host.run_child(self._part, child.build(), context)
 
     def add_artifact(self, artifact: Artifact) -> None:
         """Adds an artifact to the run; it stays, whatever becomes of the stage.
@@ -231,6 +268,11 @@ class StageContext(Context):
 
     def __repr__(self) -> str:
         return f"<StageContext of {self.stage!r} in run {self.run_id}>"
+
+
+def host_of(ctx: StageContext) -> tuple[StageHost, StagePart]:
+    """Gives what a context speaks to, and of which stage; for what stageflow itself builds on contexts."""
+    return ctx._host, ctx._part  # pyright: ignore[reportPrivateUsage]
 
 
 _IDEMPOTENCY = uuid.uuid5(uuid.NAMESPACE_OID, "stageflow.idempotency_key")

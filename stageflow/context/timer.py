@@ -47,12 +47,12 @@ class PipelineTimer:
     @property
     def elapsed(self) -> float:
         """Seconds since the run began."""
-        return 0.0 if self._run_started is None else trio.current_time() - self._run_started
+        return 0.0 if self._run_started is None else _now() - self._run_started
 
     @property
     def stage_elapsed(self) -> float:
         """Seconds since this attempt of the stage began."""
-        return 0.0 if self._stage_started is None else trio.current_time() - self._stage_started
+        return 0.0 if self._stage_started is None else _now() - self._stage_started
 
     @property
     def deadline(self) -> float:
@@ -66,7 +66,7 @@ class PipelineTimer:
     def remaining(self) -> float:
         """Seconds until `deadline`; never negative, `math.inf` if there is no limit."""
         deadline = self.deadline
-        return deadline if deadline == math.inf else max(0.0, deadline - trio.current_time())
+        return deadline if deadline == math.inf else max(0.0, deadline - _now())
 
     def extend(self, seconds: float) -> None:
         """Gives this attempt more time. The limits around the run stay where they are.
@@ -88,3 +88,11 @@ class PipelineTimer:
         if self._run_started is None:
             return "<PipelineTimer, not started>"
         return f"<PipelineTimer elapsed={self.elapsed:.3f} remaining={self.remaining:.3f}>"
+
+
+def _now() -> float:
+    """The time on Trio's clock, also from the worker thread of a stage."""
+    try:
+        return trio.current_time()
+    except RuntimeError:
+        return trio.from_thread.run_sync(trio.current_time)

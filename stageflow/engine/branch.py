@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, final
 import trio
 from trio.lowlevel import checkpoint_if_cancelled
 
-from stageflow.engine.attempt import as_failure, is_cancellation
+from stageflow.engine.body import as_failure, is_cancellation
+from stageflow.engine.cleanup import cleanup
 from stageflow.engine.collector import Inputs
 from stageflow.errors import in_words
 from stageflow.journal import Cause, CauseKind, StageState
@@ -20,11 +21,15 @@ from stageflow.output import StageOutput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
-    from stageflow.context.stage_context import RunState, StagePart
+    from stageflow.context import PipelineContext
+    from stageflow.context.host import RunState, StagePart
     from stageflow.engine.execution import Execution
+    from stageflow.engine.nested import MapPlan
+    from stageflow.engine.results import PipelineResults
     from stageflow.engine.strand import Walker
-    from stageflow.graph import Branch
+    from stageflow.graph import Branch, Graph
 
 __all__ = ["CALLER", "BranchRun"]
 
@@ -47,6 +52,7 @@ class BranchRun:
         walker: Its task, while that is in it.
         nursery: Its nursery, as long as it is open.
         cause: Why it is being ended on its own, once it is.
+        expires: When its deadline is reached, on Trio's clock.
         interrupted: Whether something in it was cut short by a scope around it, as far as its children can tell.
         closed: Whether everything in it has settled.
         successor: The branch with which its task goes on.
@@ -58,6 +64,7 @@ class BranchRun:
     walker: Walker | None = None
     nursery: trio.Nursery | None = None
     cause: Cause | None = None
+    expires = math.inf
     present: tuple[str, ...] | None = None
     interrupted = False
     closed = False
@@ -79,6 +86,8 @@ class BranchRun:
         self.nursery = nursery
         if self.cause is not None or self.execution.ending is not None:  # it was ended before it began
             nursery.cancel_scope.cancel(reason=str(self.why()))
+        if self.execution.has_deadlines:
+            self.execution.set_deadline(self, nursery)
         for child in self.early_children:
             self.execution.scheduler.start(child, nursery)
 
@@ -87,8 +96,10 @@ class BranchRun:
     def why(self) -> Cause | None:
         """Why the branch is being cancelled, as far as that is known: the nearest cause counts."""
         execution = self.execution
-        if execution.some_branch_ended:
+        if execution.some_branch_ended or execution.has_deadlines:
             for branch in self.lineage():
+                if branch.expires < math.inf:
+                    execution.notice_deadline(branch)
                 if branch.cause is not None:
                     return branch.cause
         return execution.ending
@@ -221,8 +232,16 @@ class BranchRun:
 
     # What the contexts of its stages ask (`StageHost`)
 
+    def started_of(self, stage: StagePart) -> float | None:
+        if self.walker is None or self.walker.tries is None or not self._runs(stage):
+            return stage.started
+        return self.walker.tries.record.details.began
+
     def deadline_of(self, stage: StagePart) -> float:
-        return min(self._walker.due, self.state.deadline) if self._runs(stage) else self.state.deadline
+        around = self.state.deadline
+        if self.execution.has_deadlines:
+            around = min(around, *(branch.expires for branch in self.lineage()))
+        return min(self._walker.due, around) if self._runs(stage) else around
 
     def extend_limit(self, stage: StagePart, seconds: float) -> None:
         if not self._runs(stage):
@@ -230,6 +249,35 @@ class BranchRun:
         if self._walker.too_late:
             raise RuntimeError(f"stage {stage.name!r} has reached its limit, so it is too late to extend it")
         self._walker.extend(seconds)
+
+    def beat(self, stage: StagePart) -> None:
+        if self.walker is not None and self.walker.tries is not None and self._runs(stage):
+            self.walker.tries.beat()
+
+    def feedback_of(self, stage: StagePart) -> str | None:
+        tries = None if self.walker is None else self.walker.tries
+        return tries.feedback if tries is not None and self._runs(stage) else None
+
+    def on_exit(self, stage: StagePart, name: str, callback: Callable[[], object]) -> None:
+        if not self._runs(stage):
+            raise RuntimeError(f"stage {stage.name!r} has ended, so nothing can be called when it does")
+        self._walker.exits += ((name, callback),)
+
+    def cleanup(self, stage: StagePart) -> AbstractContextManager[trio.CancelScope]:
+        execution = self.execution
+        record = execution.collector.record(execution.shape.index[stage.name])
+        return cleanup(record, execution.graph.settings.cleanup_timeout)
+
+    async def run_child(self, stage: StagePart, graph: Graph, context: PipelineContext) -> PipelineResults:
+        from stageflow.engine.nested import run_child  # noqa: PLC0415  # it builds on this module
+
+        return await run_child(self, stage.name, graph, context)
+
+    async def run_map(self, stage: StagePart, plan: MapPlan, items: object) -> StageOutput:
+        """Runs something for each of some items, within the stage."""
+        from stageflow.engine.nested import run_map  # noqa: PLC0415
+
+        return await run_map(self, stage.name, plan, items)
 
     def inputs_of(self, stage: StagePart) -> Mapping[str, StageOutput]:
         execution = self.execution

@@ -11,15 +11,18 @@ import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, final
 
+import attrs
+
 from stageflow.errors import MissingOutputError
 from stageflow.frozen import FrozenDict
 from stageflow.journal import Cause, RunStatus, StageRecord, StageState
+from stageflow.output import StageOutput
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from stageflow.graph import Shape
-    from stageflow.output import Artifact, StageOutput
+    from stageflow.output import Artifact
 
 __all__ = ["Collector", "Inputs", "Records"]
 
@@ -118,6 +121,19 @@ class Collector:
         self.failures.append(record)
         self.settle(record, StageState.FAILED, cause, now)
 
+    def reopen(self, number: int, reason: str | None, now: float) -> StageRecord:
+        """Writes that a stage which had succeeded is tried again; what it had given is kept as an attempt."""
+        record = self.slots[number]
+        assert record is not None
+        last = attrs.evolve(record.tries[-1], reason=reason or "a stage before it was sent back")
+        record.more.earlier = (*record.details.earlier, last)
+        self.outputs.pop(record.name, None)
+        record.state, record.output, record.cause = _RUNNING, None, None
+        record.error = record.ended = record.place = None
+        record.details.began = now
+        record.attempts += 1
+        return record
+
     def skip(self, number: int, cause: Cause, now: float) -> StageRecord:
         """Writes that a stage will not start."""
         self.slots[number] = record = self.record(number)
@@ -133,6 +149,19 @@ class Collector:
             self._handed_out[number] = record
         return record
 
+    def item(self, name: str) -> StageRecord | None:
+        """Gives the record of an item of a map; `None` if there is no such item, or it has not ended."""
+        stage, _, place = name.removesuffix("]").rpartition("[")
+        number = self.shape.index.get(stage)
+        if number is None or not name.endswith("]") or not place.isdecimal():
+            return None
+        record = self.record(number)
+        kept = record.details.items.get(int(place))
+        if kept is None and record.output is not None and int(place) < len(record.output):
+            output = StageOutput.ok(record.output.data[int(place)])
+            kept = StageRecord(name, name, _SUCCEEDED, 1, output=output)
+        return kept
+
     def missing(self, name: str) -> MissingOutputError:
         """Gives the error that says why there is no output under a name."""
         number = self.shape.index.get(name)
@@ -147,7 +176,11 @@ class Collector:
 
 @final
 class Records(Mapping[str, StageRecord]):
-    """The record of every stage, by name, in topological order; live while the run goes."""
+    """The record of every stage, by name, in topological order; live while the run goes.
+
+    The record of an item of a map, ``records["name[3]"]``, is not counted among them. Of one that succeeded there is
+    just its output to tell.
+    """
 
     __slots__ = ("_collector",)
 
@@ -156,9 +189,12 @@ class Records(Mapping[str, StageRecord]):
 
     def __getitem__(self, name: str) -> StageRecord:
         number = self._collector.shape.index.get(name)
-        if number is None:
+        if number is not None:
+            return self._collector.record(number)
+        item = self._collector.item(name)
+        if item is None:
             raise self._collector.missing(name)
-        return self._collector.record(number)
+        return item
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._collector.shape.names)

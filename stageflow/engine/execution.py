@@ -9,22 +9,25 @@ from typing import TYPE_CHECKING, final
 import trio
 from trio.lowlevel import Abort, checkpoint_if_cancelled, wait_task_rescheduled
 
+from stageflow.context.host import RunState
 from stageflow.context.ids import new_run_id
-from stageflow.context.stage_context import RunState
 from stageflow.engine.branch import BranchRun
 from stageflow.engine.collector import Collector
 from stageflow.engine.results import PipelineResults
 from stageflow.engine.scheduler import Scheduler
 from stageflow.engine.strand import Walker
 from stageflow.errors import DefinitionError, MissingOutputError, UnknownStageError, in_words, ungroup
+from stageflow.graph import armed, limit_on
 from stageflow.graph.branches import TRUNK
-from stageflow.journal import Cause, CauseKind, RunStatus, StageRecord
-from stageflow.stages import OnFailure
+from stageflow.journal import Cause, CauseKind, RunStatus, StageRecord, StageState
+from stageflow.stages import Limit, OnFailure
+from stageflow.stages.policy import check_timeout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from stageflow.context import PipelineContext
+    from stageflow.engine.nested import Around, MapRun
     from stageflow.graph import Graph
 
 __all__ = ["Execution"]
@@ -47,17 +50,31 @@ class Execution:
         reported: Whether the task of the block around the run has been given the results, or the error.
         verdict: What the run will raise: the first stage whose ending counts, or a cancellation from outside.
         some_branch_ended: Whether any branch was ended on its own.
+        timeouts: The limits on the attempts of the stages, in seconds.
+        armed: Those of them that the walkers see to.
+        limits: Of what the stages take tokens, by name.
+        turns: What each stage takes a token of, if the run bounds how many may run.
+        has_deadlines: Whether the run, or any branch, has a deadline.
+        maps: The maps that are running, by their stages.
+        items_cut: Items of maps that were cancelled before their turn, and why.
+        partial: Whether something within a stage that succeeded did not.
     """
 
     __slots__ = (
         "_to_drain",
         "_to_end",
+        "armed",
         "branches",
         "collector",
         "drained",
         "ending",
         "fatal",
         "graph",
+        "has_deadlines",
+        "items_cut",
+        "limits",
+        "maps",
+        "partial",
         "plan",
         "reported",
         "results",
@@ -65,14 +82,17 @@ class Execution:
         "shape",
         "some_branch_ended",
         "state",
+        "timeouts",
         "trunk",
+        "turns",
         "verdict",
     )
 
-    def __init__(self, graph: Graph, context: PipelineContext) -> None:
+    def __init__(self, graph: Graph, context: PipelineContext, around: Around | None = None) -> None:
         self.graph = graph
         self.plan = graph.plan
         self.shape = graph.shape
+        settings = graph.settings
         now = trio.current_time()
         run_id = context.run_id or new_run_id()
         artifacts = list(context.artifacts)
@@ -85,7 +105,24 @@ class Execution:
             deadline=_deadline_around(),
             artifacts=artifacts,
         )
+        self.timeouts: Sequence[float] = self.plan.timeouts
+        self.armed: Sequence[float] = self.plan.armed
+        if context.timeouts:
+            self.timeouts = self._overridden(context.timeouts)
+            self.armed = armed(self.plan.specials, self.timeouts)
+        self.limits = {
+            name: limit if isinstance(limit, Limit) else Limit(limit) for name, limit in settings.limits.items()
+        }
+        self.turns = None if settings.max_running is None else Limit(settings.max_running)
+        self.has_deadlines = bool(self.plan.deadlines) or settings.deadline is not None
+        self.maps: dict[str, MapRun] = {}
+        self.items_cut: dict[tuple[str, int], str] = {}
+        self.partial = False
         self.trunk = BranchRun(self, None, self.shape.branches[TRUNK], 0)
+        if around is not None:
+            self.state.depth, self.state.parent, self.state.lent = around.depth, around.run_id, around.lent
+            self.limits |= around.limits
+            self.trunk.name = around.branch or self.trunk.name
         self.branches: list[BranchRun | None] = [None] * len(self.shape.branches)
         self.branches[TRUNK] = self.trunk
         self.results = PipelineResults(self.collector)
@@ -98,6 +135,32 @@ class Execution:
         self._to_end: Cause | None = None  # what `ending` will be at the end of this tick
         self._to_drain: Cause | None = None  # what `drained` will be
         self.scheduler = Scheduler(self)
+
+    def _overridden(self, timeouts: Mapping[str, float | None]) -> list[float]:
+        """Gives the limits on attempts, where a run has some of its own.
+
+        Raises:
+            UnknownStageError: There is no stage of a name.
+            DefinitionError: A limit is no number or negative, or on a thread that cannot be stopped.
+        """
+        found = list(self.plan.timeouts)
+        for name, given in timeouts.items():
+            if name not in self.shape.index:
+                raise UnknownStageError(name, self.shape.names, where="PipelineContext(timeouts=...)")
+            limit = check_timeout(given, f"PipelineContext(timeouts=...) for {name!r}")
+            if limit is not None and not self.graph.stages[name].stoppable:
+                raise DefinitionError(
+                    f"PipelineContext(timeouts=...) sets a limit on {self.graph.stages[name].where}, which runs in a "
+                    f"thread that nothing can stop; declare it with abandon_on_cancel=True or processes=True"
+                )
+            found[self.shape.index[name]] = math.inf if limit is None else limit
+        return found
+
+    def source_of(self, stage: str) -> str:
+        """Says what has set the limit on the attempts of a stage."""
+        if stage in self.state.origin.timeouts:
+            return "timeouts= of the PipelineContext"
+        return limit_on(self.graph.stages[stage], self.graph.settings)[1]
 
     async def execute(self) -> None:
         """Runs the graph. Afterwards every stage has settled, whatever has happened.
@@ -120,13 +183,14 @@ class Execution:
         if isinstance(self.verdict, StageRecord) and self.verdict.error is not None:
             return RunStatus.FAILED
         if self.verdict is not None:
-            return RunStatus.CANCELLED
+            reached = isinstance(self.verdict, Cause) and self.verdict.kind is CauseKind.DEADLINE
+            return RunStatus.FAILED if reached else RunStatus.CANCELLED
         if self.ending is not None:  # it dies of what is no `Exception`
             return RunStatus.FAILED
         if self.trunk.interrupted:
             return RunStatus.INTERRUPTED
         complete = len(self.collector.outputs) == len(self.collector.slots) and not self.collector.failures
-        return RunStatus.SUCCEEDED if complete else RunStatus.PARTIAL
+        return RunStatus.SUCCEEDED if complete and not self.partial else RunStatus.PARTIAL
 
     def relabel(self, wrong: Cause, cause: Cause) -> None:
         """Corrects the cause of what was cut short, and of what that led to, where a branch could not tell it yet."""
@@ -195,7 +259,14 @@ class Execution:
             UnknownStageError: There is no such stage.
         """
         if stage not in self.shape.index:
-            raise UnknownStageError(stage, self.shape.names, where="cancel_branch()")
+            item = self._item_of(stage)
+            if item is None:
+                raise UnknownStageError(stage, self.shape.names, where="cancel_branch()")
+            if item[0] in self.maps:
+                self.maps[item[0]].cancel(item[1], reason)
+            else:
+                self.items_cut.setdefault(item, reason)
+            return
         cause = Cause(CauseKind.CANCEL_BRANCH, None, reason)
         branch = self.shape.branch_of[self.shape.index[stage]]
         run = self.branches[branch]
@@ -213,10 +284,74 @@ class Execution:
             record.error = raised
         self.end(Cause(CauseKind.FAILURE, None if record is None else record.name, in_words(raised)))
 
+    # Deadlines
+
+    def set_deadline(self, branch: BranchRun, nursery: trio.Nursery) -> None:
+        """Puts the deadline of a branch, if it has one, on its nursery.
+
+        If a scope around the run comes first, or at the same moment, it is left to that one.
+        """
+        seconds = self.plan.deadlines.get(branch.plan.index, math.inf)
+        expires = trio.current_time() + seconds
+        if branch is self.trunk and self.graph.settings.deadline is not None:
+            expires = min(expires, self.state.started + self.graph.settings.deadline)
+        if expires < self.state.deadline and branch.expires == math.inf:
+            branch.expires = nursery.cancel_scope.deadline = expires
+
+    def notice_deadline(self, branch: BranchRun) -> None:
+        """Notes that the deadline of a branch has been reached, if it has and nothing else has ended it."""
+        nursery = branch.nursery
+        if branch.cause is not None or self.ending is not None or nursery is None:
+            return
+        if trio.current_time() < branch.expires or not nursery.cancel_scope.cancel_called:
+            return
+        limit = self.graph.settings.deadline
+        if branch is self.trunk and limit is not None and branch.expires == self.state.started + limit:
+            running = [record.name for record in self.collector.slots if record and record.state is StageState.RUNNING]
+            names = ", ".join(map(repr, running[:5])) + (f" and {len(running) - 5} more" if len(running) > 5 else "")
+            what = f" while {names} {'was' if len(running) == 1 else 'were'} running" if running else ""
+            cause = Cause(CauseKind.DEADLINE, None, f"the run reached its deadline of {limit:g} s{what}")
+            self.verdict = self.verdict or cause
+            self.ending = cause
+        else:
+            seconds = self.plan.deadlines[branch.plan.index]
+            branch.cause = Cause(CauseKind.DEADLINE, None, f"the branch reached its deadline of {seconds:g} s")
+            self.some_branch_ended = True
+
     # Looking around
 
-    def branch_upstream(self, of: str | None, number: int) -> BranchRun:
-        """Gives the branch that a stage means by ``cancel_branch(of=...)``.
+    def _item_of(self, name: str) -> tuple[str, int] | None:
+        """Gives the map and the number that are meant by the name of an item."""
+        stage, bracket, number = name.removesuffix("]").rpartition("[")
+        if not bracket or not name.endswith("]") or not number.isdecimal() or stage not in self.shape.index:
+            return None
+        return stage, int(number)
+
+    def path_from(self, of: str, number: int) -> list[int]:
+        """Gives the stages that have to run again if a guard sends one back: that one, and what is between the two.
+
+        Raises:
+            UnknownStageError: There is no stage of that name.
+            DefinitionError: That stage is not upstream on the same line, or somebody else has begun with its output.
+        """
+        guard = self.shape.names[number]
+        branch = self.branch_upstream(of, number, what=f"retry(stage=...) of stage {guard!r}", verb="send back")
+        own = self.branches[self.shape.branch_of[number]]
+        assert own is not None
+        lineage = list(own.lineage())
+        line = [other for run in reversed(lineage[: lineage.index(branch) + 1]) for other in run.strand]
+        path = line[line.index(self.shape.index[of]) : line.index(number)]
+        for other in path:
+            for follower, _, _ in self.plan.followers[other]:
+                if follower not in line and self.collector.slots[follower] is not None:
+                    raise DefinitionError(
+                        f"stage {guard!r} cannot send back {of!r}: {self.shape.names[follower]!r} has begun with what "
+                        f"{self.shape.names[other]!r} gave; let it come after {guard!r} as well"
+                    )
+        return path
+
+    def branch_upstream(self, of: str | None, number: int, *, what: str = "", verb: str = "") -> BranchRun:
+        """Gives the branch that a stage means by naming one upstream, as in ``cancel_branch(of=...)``.
 
         Raises:
             UnknownStageError: There is no stage of that name.
@@ -228,15 +363,15 @@ class Execution:
             return own
         other = self.shape.index.get(of)
         if other is None:
-            raise UnknownStageError(
-                of, self.shape.names, where=f"cancel_branch(of=...) of stage {self.shape.names[number]!r}"
-            )
+            where = what or f"cancel_branch(of=...) of stage {self.shape.names[number]!r}"
+            raise UnknownStageError(of, self.shape.names, where=where)
         for run in own.lineage():
             if other in run.strand and (run is not own or other <= number):
                 return run
+        hint = "" if verb else "; use Run.cancel_branch() to end another branch"
         raise DefinitionError(
-            f"stage {self.shape.names[number]!r} cannot end the branch of {of!r}: that stage is not upstream on its "
-            f"line; use Run.cancel_branch() to end another branch"
+            f"stage {self.shape.names[number]!r} cannot {verb or 'end the branch of'} {of!r}: that stage is not "
+            f"upstream on its line{hint}"
         )
 
     def missing_input(self, stage: str, name: str) -> MissingOutputError:

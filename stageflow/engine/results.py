@@ -51,6 +51,12 @@ class PipelineResults(Mapping[str, StageOutput]):
         return {record.name: record.partial for record in records if record.partial and record.output is None}
 
     @property
+    def children(self) -> Mapping[str, tuple[PipelineResults, ...]]:
+        """The results of the runs that stages have made within themselves, by stage; live while they go."""
+        records = (record for record in self._collector.slots if record is not None)
+        return {record.name: record.details.children for record in records if record.details.children}
+
+    @property
     def artifacts(self) -> tuple[Artifact, ...]:
         """The artifacts that came with the run and those that stages added, in that order."""
         return tuple(self._collector.artifacts)

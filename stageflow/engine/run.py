@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, final
 import trio
 from trio.lowlevel import checkpoint_if_cancelled
 
-from stageflow.engine.attempt import has_cancellation, is_cancellation
+from stageflow.engine.body import has_cancellation, is_cancellation
 from stageflow.engine.branch import CALLER
 from stageflow.engine.execution import Execution
 from stageflow.errors import StageExecutionError, StageTimeoutError, UnifiedPipelineCancelled, in_words, ungroup
-from stageflow.journal import CauseKind, RunStatus, StageRecord
+from stageflow.journal import Cause, CauseKind, RunStatus, StageRecord
 from stageflow.output import said
 
 if TYPE_CHECKING:
@@ -166,6 +166,8 @@ def outcome_of(execution: Execution) -> PipelineResults:
         # Whoever only waits for the run learns by this that it was interrupted, or killed by a KeyboardInterrupt.
         verdict = execution.ending or CALLER
     finished = f"{len(results)} of {len(collector.slots)} stages had succeeded; see .results"
+    if isinstance(verdict, Cause) and verdict.kind is CauseKind.DEADLINE:
+        raise _deadline_reached(execution, verdict, finished)
     if not isinstance(verdict, StageRecord) or verdict.error is None:
         cause = verdict.cause if isinstance(verdict, StageRecord) else verdict
         assert cause is not None
@@ -182,7 +184,10 @@ def _failure(execution: Execution, record: StageRecord, results: PipelineResults
     # A stage may have ended well, and a task that it left in the nursery failed afterwards.
     reason = in_words(original) if cause is None else cause.reason
     where = execution.graph.stages[record.name].where
-    timed_out = cause is not None and cause.kind is CauseKind.TIMEOUT and cause.stage == record.name
+    timed_out = record.limit is not None and cause is not None and cause.stage == record.name
+    if timed_out:
+        saved = f", having saved {', '.join(map(repr, record.partial))}" if record.partial else ""
+        finished = f"the limit was set by {record.details.source}; it ran {record.duration or 0:g} s{saved}; {finished}"
     error = (StageTimeoutError if timed_out else StageExecutionError)(
         f"{where} failed: {reason}; {finished}",
         results=results,
@@ -195,4 +200,27 @@ def _failure(execution: Execution, record: StageRecord, results: PipelineResults
     if isinstance(error, StageTimeoutError):
         error.limit = record.limit or 0.0
         error.elapsed = record.duration or 0.0
+        error.source = record.details.source
+        error.partial = record.partial
+    return error
+
+
+def _deadline_reached(execution: Execution, cause: Cause, finished: str) -> StageTimeoutError:
+    """The error of a run that has reached its deadline; of the stages that were running, it names the first."""
+    collector, graph = execution.collector, execution.graph
+    caught = [record for record in collector.slots if record is not None and record.cause is cause and record.attempts]
+    first = min(caught, key=lambda record: record.started or 0.0, default=None)
+    error = StageTimeoutError(
+        f"pipeline {graph.name!r}: {cause.reason}; {finished}",
+        results=execution.results,
+        stage=None if first is None else first.name,
+        reason=cause.reason,
+        original=TimeoutError(cause.reason),
+        recoverable=False,
+        failures=tuple(collector.failures),
+    )
+    error.limit = graph.settings.deadline or 0.0
+    error.elapsed = (collector.ended or collector.started) - collector.started
+    error.source = f"deadline= of pipeline {graph.name!r}"
+    error.partial = {} if first is None else first.partial
     return error

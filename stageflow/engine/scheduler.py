@@ -14,8 +14,8 @@ import trio
 
 from stageflow.engine.branch import BranchRun
 from stageflow.engine.strand import Walker
+from stageflow.graph import Edge
 from stageflow.graph.branches import TRUNK
-from stageflow.graph.graph import Edge
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,10 +15,7 @@ A body can end in three ways, and each is decided in one place:
 
 The check for cancellation *after* a stage is the same as that *before* the next one: no stage is started out of a
 cancelled branch, and the one just finished is marked `after_cancel`.
-
-What an ending means for others takes effect at the end of the scheduler tick in which it was written
-(`Execution.at_end_of_tick`). So stages that were ready in the same tick get to their first checkpoint, and which
-immediate results exist does not depend on the order in which Trio happens to run them.
+What an ending other than success means for others is in `stageflow.engine.ending`.
 
 From branch to branch
 ---------------------
@@ -33,20 +30,27 @@ from __future__ import annotations
 import contextvars
 import inspect
 import math
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import trio
 from trio.lowlevel import cancel_shielded_checkpoint, checkpoint, checkpoint_if_cancelled
 
 from stageflow.context import StageContext
-from stageflow.engine.attempt import Suspended, as_failure, as_output
-from stageflow.errors import ContractViolation, DefinitionError, in_words
+from stageflow.engine.body import Suspended, as_failure
+from stageflow.engine.cleanup import run_exits
+from stageflow.engine.ending import conclude
+from stageflow.engine.tries import Tries
+from stageflow.errors import in_words
 from stageflow.journal import Cause, CauseKind, StageRecord, StageState
 from stageflow.output import StageOutput, StageStatus
-from stageflow.stages import OnFailure
+from stageflow.stages.returned import as_output
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stageflow.engine.branch import BranchRun
+    from stageflow.engine.execution import Execution
+    from stageflow.graph import Special
     from stageflow.stages.stage import Condition
 
 __all__ = ["Walker"]
@@ -61,6 +65,7 @@ class Walker:
     """A task that walks the strand of a branch, and then, maybe, that of another.
 
     Attributes:
+        execution: The run.
         branch: The branch it is in.
         at: Where on the strand it is.
         current: The stage that is running.
@@ -68,6 +73,9 @@ class Walker:
         lender: The stage that asked for the nursery last.
         untold: Stages that have settled, of which others have not heard yet.
         nursery: The nursery of the branch.
+        tries: The attempts at the current stage, if they are made one by one.
+        absent: Why the stage before gave no output, if it gave none.
+        exits: What the current attempt has left to be called when it has ended, with names.
     """
 
     # No slots: most of these are as here when a branch is entered, and what is not set costs nothing.
@@ -75,13 +83,15 @@ class Walker:
     last: StageRecord | None = None
     lender: StageRecord | None = None
     untold: tuple[int, ...] = ()
-    _absent: Cause | None = None  # why the stage before gave no output, if it gave none
+    tries: Tries | None = None
+    exits: tuple[tuple[str, Callable[[], object]], ...] = ()
+    absent: Cause | None = None
     _extended: tuple[StageRecord, float] | None = None  # the stage that has extended its limit last, and by how much
 
     def __init__(self, branch: BranchRun) -> None:
         self.branch = branch
         self.at = branch.at
-        self._execution = branch.execution
+        self.execution: Execution = branch.execution
         self._scope: trio.CancelScope  # around the bodies
         self._armed: float  # its deadline
         self.nursery: trio.Nursery
@@ -91,14 +101,14 @@ class Walker:
         """Goes on with another branch."""
         self.branch = branch
         self.at = branch.at
-        self.current = self.last = self.lender = self._absent = None
+        self.current = self.last = self.lender = self.absent = None
         self.untold = ()
         branch.walker = self
 
     async def run(self) -> None:  # noqa: ASYNC910  # leaving a nursery is a checkpoint
         """Runs the branch and everything below it. It raises nothing: what has happened is written down."""
-        limits = self._execution.plan.timeouts
-        while True:
+        limits = self.execution.armed
+        while True:  # noqa: ASYNC913
             raised: BaseException | None = None
             try:
                 async with trio.open_nursery() as nursery:
@@ -121,15 +131,13 @@ class Walker:
                                 ending = await self._walk(trio.current_time())
                         if not self._scope.cancelled_caught:
                             # Without an ending the strand is done, or the run starts nothing any more.
-                            if ending is None or not await self._conclude(ending):
+                            if ending is None or not await conclude(self, ending):
                                 break
-                        elif self.current is not None and not await self._conclude(
-                            self._time_is_up(), CauseKind.TIMEOUT
-                        ):
+                        elif self.current is not None and not await conclude(self, self._time_is_up()):
                             break
                         # Otherwise a stage had ended in spite of its limit, and just the scope is spent.
                     if self.branch.parent is None and not self.branch.strand:
-                        self._execution.scheduler.launch_roots()
+                        self.execution.scheduler.launch_roots()
             except BaseException as error:  # noqa: ASYNC103  # the branch sees to it
                 raised = error
             branch = self.branch
@@ -139,7 +147,7 @@ class Walker:
             finally:
                 branch.close()
             if branch.successor is None or not self._goes_on():
-                return
+                return  # noqa: ASYNC910
 
     def _may_be_left(self) -> bool:
         """Whether the strand is done, there is nothing below it, and nursery and scope could serve another branch."""
@@ -160,7 +168,7 @@ class Walker:
         branch, self.branch.successor = self.branch.successor, None
         assert branch is not None
         assert branch.parent is not None
-        execution = self._execution
+        execution = self.execution
         if not _is_same(contextvars.copy_context(), execution.scheduler.task_context):
             # A stage has set context variables, which are not for others to see.
             assert branch.parent.nursery is not None
@@ -175,9 +183,9 @@ class Walker:
 
         This is the loop in which all the time goes, hence one function, and no call that can be done without.
         """
-        execution, branch = self._execution, self.branch
+        execution, branch = self.execution, self.branch
         strand, collector, plan = branch.strand, execution.collector, execution.plan
-        limits, bodies, conditions = plan.timeouts, plan.bodies, plan.conditions
+        limits, bodies, specials = execution.armed, plan.bodies, plan.specials
         rest = now + _LONGEST_TURN
         try:
             while True:
@@ -192,8 +200,8 @@ class Walker:
                 if execution.drained is not None:
                     return None
                 number = strand[self.at]
-                if self._absent is not None and not plan.starts_bare[number]:
-                    self._settled(number, collector.skip(number, self._absent, now))
+                if self.absent is not None and not plan.starts_bare[number]:
+                    self._settled(number, collector.skip(number, self.absent, now))
                     now = trio.current_time()
                     continue
 
@@ -203,24 +211,26 @@ class Walker:
                     self._arm(due)
                 try:
                     context = StageContext(branch, record)
-                    condition = conditions[number]
-                    if condition is None or await self._is_met(condition, context, record):
-                        body = bodies[number](context)
-                        try:
-                            trap = body.send(None)
-                        except StopIteration as end:
-                            returned = end.value
-                        else:
-                            if due != self._armed:
-                                self._arm(due if self._extended is None else self.due)
-                            returned = await Suspended(body, trap)
-                            rest = trio.current_time() + _LONGEST_TURN
-                        output = as_output(returned, record.name)
+                    special = specials[number]
+                    body = bodies[number](context) if special is None else self._specially(special, number, context)
+                    try:
+                        trap = body.send(None)
+                    except StopIteration as end:
+                        returned = end.value
                     else:
-                        output = _CONDITION
-                except trio.Cancelled:
+                        if due != self._armed:
+                            self._arm(due if self._extended is None else self.due)
+                        returned = await Suspended(body, trap)
+                        rest = trio.current_time() + _LONGEST_TURN
+                    if self.exits:
+                        await self.run_exits()
+                    output = as_output(returned, record.name)
+                # What is to be called at the end of an attempt is called in a shielded scope.
+                except trio.Cancelled as cancelled:
+                    await self.run_exits(cancelled)  # noqa: ASYNC102
                     raise
                 except BaseException as raised:
+                    await self.run_exits(raised)  # noqa: ASYNC120
                     failure = as_failure(raised)
                     if failure is None:
                         raise
@@ -239,6 +249,32 @@ class Walker:
             if self.current is None and self.last is not None and self.last.started is not None:
                 self.last.after_cancel = True
             raise
+
+    async def _specially(self, special: Special, number: int, context: StageContext) -> Any:  # noqa: ASYNC910
+        """Runs a stage of which there is something special: a condition, or how it is tried."""
+        record = self.current
+        assert record is not None
+        if special.condition is not None and not await self._is_met(special.condition, context, record):
+            return _CONDITION  # noqa: ASYNC910
+        if not special.tried:
+            return await self.execution.plan.bodies[number](context)
+        self.tries = Tries(self, number, record, context)
+        try:
+            return await self.tries.run()
+        finally:
+            self.tries = None
+
+    async def run_exits(self, raised: BaseException | None = None) -> None:  # noqa: ASYNC910  # shielded
+        """Calls what the current attempt has left to be called.
+
+        Raises:
+            Exception: One of them raised it, and the attempt itself had not.
+        """
+        if not self.exits:
+            return  # noqa: ASYNC910
+        assert self.current is not None
+        exits, self.exits = self.exits, ()
+        await run_exits(exits, self.current, self.execution.graph.settings.cleanup_timeout, raised)
 
     async def _is_met(self, condition: Condition, context: StageContext, record: StageRecord) -> bool:
         """Asks a condition; the stage counts as entered only if it says yes, and has not cancelled the run itself."""
@@ -270,121 +306,60 @@ class Walker:
         """Goes on to the next stage after one has settled."""
         self.current = None
         self.last = record
-        self._absent = record.cause
+        self.absent = record.cause
         self.at += 1
-        if self._execution.plan.followers[number]:
+        if self.execution.plan.followers[number]:
             plan = self.branch.plan
             leaving = None if plan.children or self.at < len(plan.strand) or self.lender is not None else self.branch
-            self._execution.scheduler.propagate(number, record.cause, leaving)
-
-    def _write_ending(
-        self, number: int, record: StageRecord, ending: StageOutput, kind: CauseKind | None
-    ) -> tuple[Cause, OnFailure | None, BranchRun]:
-        """Writes how the current stage ended.
-
-        Returns:
-            Why it did; what that means for the run, `None` if just a branch is to end; and which branch that is.
-        """
-        execution = self._execution
-        target = self.branch
-        if ending.status is StageStatus.CANCEL_BRANCH:
-            try:
-                target = execution.branch_upstream(ending.of, number)
-            except DefinitionError as error:
-                ending = StageOutput.fail(error)
-        now = trio.current_time()
-        if ending.status is not StageStatus.FAIL:
-            kind = CauseKind.CANCEL if ending.status is StageStatus.CANCEL else CauseKind.CANCEL_BRANCH
-            cause = Cause(kind, record.name, ending.reason or "")
-            execution.collector.settle(record, StageState.CANCELLED, cause, now)
-            return cause, OnFailure.FAIL_FAST if kind is CauseKind.CANCEL else None, target
-        if kind is None:
-            kind = CauseKind.CONTRACT if isinstance(ending.error, ContractViolation) else CauseKind.FAILURE
-        if kind is CauseKind.TIMEOUT:
-            record.limit = self.limit
-        cause = Cause(kind, record.name, ending.reason or "")
-        execution.collector.fail(record, cause, ending, now)
-        record.after_cancel = kind is not CauseKind.TIMEOUT and self._scope.cancel_called
-        return cause, execution.plan.on_failure[number], target
-
-    async def _conclude(self, ending: StageOutput, kind: CauseKind | None = None) -> bool:
-        """Writes how the current stage ended and does what that means for others; tells whether the strand goes on."""
-        record, execution, branch = self.current, self._execution, self.branch
-        assert record is not None
-        number = branch.strand[self.at]
-        cause, policy, target = self._write_ending(number, record, ending, kind)
-        self.current = None
-        self.last = record
-        self._absent = cause
-        self.at += 1
-
-        def act() -> None:
-            if policy is None:
-                target.end(cause)
-            else:
-                execution.note(record, cause, policy)
-                execution.act()
-
-        why = branch.why()
-        if why is None:
-            try:
-                await checkpoint_if_cancelled()
-            except trio.Cancelled:
-                # By the caller, and then it means nothing to others; or just in the nursery that some stage had asked
-                # for. The branch will know when that has closed.
-                record.after_cancel = True
-                self.untold += (number,)
-                branch.unheard += (act,)
-                raise
-        else:
-            # If everything was being ended, it means nothing to others either; if just a branch was, it is news.
-            record.after_cancel = True
-            if why is execution.ending:
-                return False  # noqa: ASYNC910
-
-        if policy is None:
-            if target is branch:
-                act()
-            else:
-                await execution.at_end_of_tick(act)
-            execution.scheduler.propagate(number, cause)
-            return False  # noqa: ASYNC910
-        execution.note(record, cause, policy)
-        if policy is OnFailure.ISOLATE or policy is OnFailure.TOLERATE:
-            execution.scheduler.propagate(number, cause)
-            return True  # noqa: ASYNC910
-        await execution.at_end_of_tick(execution.act)
-        return False  # noqa: ASYNC910
+            self.execution.scheduler.propagate(number, record.cause, leaving)
 
     def _time_is_up(self) -> StageOutput:
+        record = self.current
+        assert record is not None
+        record.more.limit, record.details.source = self.limit, self.execution.source_of(record.name)
         reason = self.limit_in_words()
         return StageOutput(StageStatus.FAIL, reason=reason, error=TimeoutError(reason))
+
+    def leave(self, cause: Cause) -> tuple[int, bool]:
+        """Stands behind the current stage, which has ended and gives nothing to the next; tells its number.
+
+        Also tells whether its scope was cancelled.
+        """
+        number = self.branch.strand[self.at]
+        self.last, self.current, self.absent = self.current, None, cause
+        self.at += 1
+        return number, self._scope.cancel_called
 
     # What a branch asks for the contexts of its stages, of the one that is running
 
     @property
     def limit(self) -> float:
         """The limit on the current stage, in seconds."""
-        limit = self._execution.plan.timeouts[self.branch.strand[self.at]]
+        limit = self.execution.armed[self.branch.strand[self.at]]
         return limit if self._extended is None or self._extended[0] is not self.current else limit + self._extended[1]
 
     @property
     def due(self) -> float:
         """When that is reached, on Trio's clock."""
+        if self.tries is not None:
+            return self.tries.due
         return math.inf if self.current is None or self.current.started is None else self.current.started + self.limit
 
     @property
     def too_late(self) -> bool:
         """Whether the limit on the current stage has been reached."""
-        return self._scope.cancel_called
+        scope = self._scope if self.tries is None else self.tries.scope
+        return scope is not None and scope.cancel_called
 
     def limit_in_words(self) -> str:
         """What is said of a stage that has reached its limit."""
-        return f"ran longer than its limit of {self.limit:g} s"
+        return f"ran longer than its limit of {self.limit:g} s" if self.tries is None else "it has reached its limit"
 
     def extend(self, seconds: float) -> None:
         """Moves the limit on the current stage."""
-        if self.current is not None and 0 < self.limit < math.inf:
+        if self.tries is not None:
+            self.tries.extend(seconds)
+        elif self.current is not None and 0 < self.limit < math.inf:
             before = 0.0 if self._extended is None or self._extended[0] is not self.current else self._extended[1]
             self._extended = self.current, before + seconds
             self._arm(self.due)

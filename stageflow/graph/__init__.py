@@ -1,6 +1,7 @@
 """What is proven before anything runs: that the stages make a DAG, and into which branches it falls."""
 
 from stageflow.graph.branches import Branch, find_branches
-from stageflow.graph.graph import Graph, Shape
+from stageflow.graph.graph import Graph
+from stageflow.graph.plan import Edge, Plan, Shape, Special, armed, limit_on
 
-__all__ = ["Branch", "Graph", "Shape", "find_branches"]
+__all__ = ["Branch", "Edge", "Graph", "Plan", "Shape", "Special", "armed", "find_branches", "limit_on"]

@@ -2,93 +2,21 @@
 
 from __future__ import annotations
 
-import enum
-import math
 import warnings
 from collections import deque
-from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Final, final
-
-import attrs
+from typing import TYPE_CHECKING, Final
 
 from stageflow.errors import CycleError, DefinitionError, DefinitionWarning, UnknownStageError
-from stageflow.graph.branches import TRUNK, Branch, find_branches
-from stageflow.stages import Default, Join, OnFailure, StageKind, StageSpec
+from stageflow.graph.branches import TRUNK, find_branches
+from stageflow.graph.plan import Plan, Shape, compile_plan
+from stageflow.stages import Join, Settings, StageKind, StageSpec
 from stageflow.stages.policy import TRUNK_NAME
-from stageflow.stages.runner import NativeBody
-from stageflow.stages.stage import Condition
 
-__all__ = ["Edge", "Graph", "Plan", "Shape"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
-
-@final
-@attrs.frozen(kw_only=True, eq=False)
-class Shape:
-    """Names and branches: what a record of a run needs to know of the graph, without the code of its stages.
-
-    Stages and branches are numbered; stages in topological order.
-
-    Attributes:
-        pipeline: The pipeline's name.
-        names: The stages' names.
-        index: The numbers of the names.
-        dependencies: For every stage, those it comes after.
-        branches: The branches, the trunk first.
-        branch_of: For every stage, its branch.
-        branch_names: The names of the branches: that of the first stage, or ``"trunk"``.
-    """
-
-    pipeline: str
-    names: tuple[str, ...]
-    index: Mapping[str, int]
-    dependencies: tuple[tuple[int, ...], ...]
-    branches: tuple[Branch, ...]
-    branch_of: tuple[int, ...]
-    branch_names: tuple[str, ...]
-
-
-@final
-class Edge(enum.Enum):
-    """What it means for the stage at the end of an edge that the one at its beginning has settled."""
-
-    REQUIRED = "required"
-    """It is skipped if the other did not succeed, and starts when all others have settled as well."""
-    OPTIONAL = "optional"
-    """It starts when all others have settled as well."""
-    COUNTED = "counted"
-    """Its join goes by how many have succeeded."""
-
-
-@final
-@attrs.frozen(kw_only=True, eq=False)
-class Plan:
-    """What the engine reads of every stage while it runs, by the stage's number: no names to look up, nothing to scan.
-
-    Attributes:
-        bodies: What does the work.
-        conditions: What ``when=`` asks.
-        timeouts: The limits in seconds, `math.inf` for none.
-        on_failure: What a failure means.
-        followers: The stages after it that begin a branch, each with that branch and what the edge means. (The stage
-            that continues the strand is not among them: its branch knows it.)
-        waits: How many stages it comes after.
-        needs: How many of them must succeed for it to start.
-        early: Whether it starts (or is skipped) as soon as that is decided, before all have settled.
-        starts_bare: Whether it can start without any input.
-        revives: For every branch: whether a stage after its first can start although the first was skipped.
-    """
-
-    bodies: tuple[NativeBody, ...]
-    conditions: tuple[Condition | None, ...]
-    timeouts: tuple[float, ...]
-    on_failure: tuple[OnFailure, ...]
-    followers: tuple[tuple[tuple[int, int, Edge], ...], ...]
-    waits: tuple[int, ...]
-    needs: tuple[int, ...]
-    early: tuple[bool, ...]
-    starts_bare: tuple[bool, ...]
-    revives: tuple[bool, ...]
+__all__ = ["Graph"]
 
 
 class Graph:
@@ -97,24 +25,22 @@ class Graph:
     Args:
         name: The pipeline's name.
         stages: Its stages, in any order.
-        on_failure: What the failure of a stage means that does not say so itself.
-        default_timeout: The limit in seconds of a stage that does not say so itself; `None` for none.
+        settings: What holds for all of them, and for its runs.
 
     Raises:
-        DefinitionError: There is no stage. `UnknownStageError`: a stage comes after one that is not there.
-            `CycleError`: stages wait for each other.
+        DefinitionError: There is no stage, or one uses a limit that is not there. `UnknownStageError`: a stage comes
+            after one that is not there. `CycleError`: stages wait for each other.
     """
 
-    __slots__ = ("__weakref__", "default_timeout", "name", "on_failure", "plan", "shape", "stages")
+    __slots__ = ("__weakref__", "name", "plan", "settings", "shape", "stages")
 
     name: Final[str]
+    settings: Final[Settings]
     stages: Final[Mapping[str, StageSpec]]
     shape: Final[Shape]
     plan: Final[Plan]
 
-    def __init__(
-        self, name: str, stages: Sequence[StageSpec], *, on_failure: OnFailure, default_timeout: float | None
-    ) -> None:
+    def __init__(self, name: str, stages: Sequence[StageSpec], settings: Settings) -> None:
         if not stages:
             raise DefinitionError(f"pipeline {name!r} has no stages; add one with with_stage()")
         ordered = _in_topological_order(stages)
@@ -127,8 +53,7 @@ class Graph:
                 branch_of[number] = branch.index
         self.name = name
         self.stages = MappingProxyType({spec.name: spec for spec in ordered})
-        self.on_failure = on_failure
-        self.default_timeout = default_timeout
+        self.settings = settings
         self.shape = Shape(
             pipeline=name,
             names=tuple(index),
@@ -139,7 +64,7 @@ class Graph:
             branch_names=(TRUNK_NAME, *(ordered[branch.strand[0]].name for branch in branches[1:])),
         )
         _warn_of_exclusive_joins(ordered, self.shape)
-        self.plan = _compile(ordered, self.shape, on_failure, default_timeout)
+        self.plan = compile_plan(ordered, self.shape, settings)
 
     def __setattr__(self, name: str, value: object) -> None:
         if hasattr(self, "plan"):  # which is set last
@@ -192,55 +117,6 @@ def _find_cycle(by_name: Mapping[str, StageSpec], stuck: set[str]) -> list[str]:
     members = set(circle)
     first = circle.index(next(name for name in by_name if name in members))  # begin with what was declared first
     return [*circle[first:], *circle[: first + 1]]
-
-
-def _compile(ordered: Sequence[StageSpec], shape: Shape, on_failure: OnFailure, default_timeout: float | None) -> Plan:
-    heads = {branch.strand[0] for branch in shape.branches if branch.strand}
-    followers: list[list[tuple[int, int, Edge]]] = [[] for _ in ordered]
-    for number, spec in enumerate(ordered):
-        if number in heads:
-            for edge in spec.after:
-                kind = Edge.COUNTED if spec.join != Join.ALL else Edge.REQUIRED if edge.required else Edge.OPTIONAL
-                followers[shape.index[edge.stage]].append((number, shape.branch_of[number], kind))
-    starts_bare = [_starts_bare(spec) for spec in ordered]
-    revives = [False] * len(shape.branches)
-    for branch in reversed(shape.branches):  # children before their parents
-        revives[branch.index] |= any(starts_bare[number] for number in branch.strand[1:])
-        for child in branch.children:
-            revives[branch.index] |= revives[child] or starts_bare[shape.branches[child].strand[0]]
-    return Plan(
-        bodies=tuple(spec.body for spec in ordered),
-        conditions=tuple(spec.when for spec in ordered),
-        timeouts=tuple(_limit(spec, default_timeout) for spec in ordered),
-        on_failure=tuple(on_failure if isinstance(spec.on_failure, Default) else spec.on_failure for spec in ordered),
-        followers=tuple(map(tuple, followers)),
-        waits=tuple(len(spec.after) for spec in ordered),
-        needs=tuple(_needs(spec) for spec in ordered),
-        early=tuple(spec.join.mode in ("any", "quorum", "n_of") for spec in ordered),
-        starts_bare=tuple(starts_bare),
-        revives=tuple(revives),
-    )
-
-
-def _limit(spec: StageSpec, default: float | None) -> float:
-    limit = default if isinstance(spec.timeout, Default) else spec.timeout
-    return math.inf if limit is None else limit
-
-
-def _needs(spec: StageSpec) -> int:
-    match spec.join.mode:
-        case "any" | "any_settled":
-            return 1
-        case "quorum":
-            return len(spec.after) // 2 + 1
-        case _:
-            return spec.join.count
-
-
-def _starts_bare(spec: StageSpec) -> bool:
-    if spec.join == Join.ALL:
-        return not any(edge.required for edge in spec.after)
-    return spec.join == Join.SETTLED
 
 
 def _warn_of_exclusive_joins(ordered: Sequence[StageSpec], shape: Shape) -> None:

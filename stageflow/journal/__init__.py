@@ -1,5 +1,5 @@
 """What is remembered of a run: the record of every stage."""
 
-from stageflow.journal.record import Cause, CauseKind, RunStatus, StageRecord, StageState
+from stageflow.journal.record import Attempt, Cause, CauseKind, Details, RunStatus, StageRecord, StageState
 
-__all__ = ["Cause", "CauseKind", "RunStatus", "StageRecord", "StageState"]
+__all__ = ["Attempt", "Cause", "CauseKind", "Details", "RunStatus", "StageRecord", "StageState"]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any, Final, final
 
 import attrs
 
 from stageflow.frozen import FrozenDict
 from stageflow.output import StageOutput
 
-__all__ = ["Cause", "CauseKind", "RunStatus", "StageRecord", "StageState"]
+__all__ = ["Attempt", "Cause", "CauseKind", "Details", "RunStatus", "StageRecord", "StageState"]
 
 
 @final
@@ -56,6 +56,10 @@ class CauseKind(enum.Enum):
     """A stage raised, or returned `StageOutput.fail`."""
     TIMEOUT = "timeout"
     """A stage ran longer than its limit."""
+    HEARTBEAT = "heartbeat"
+    """A stage gave no sign of life for too long."""
+    DEADLINE = "deadline"
+    """The deadline of the run, or of a branch, was reached."""
     CONTRACT = "contract"
     """A stage returned what a stage may not return."""
     SKIP = "skip"
@@ -96,6 +100,57 @@ _NOTHING: FrozenDict[str, Any] = FrozenDict()
 
 
 @final
+@attrs.frozen(kw_only=True)
+class Attempt:
+    """One try of a stage.
+
+    Attributes:
+        number: Which one, from 1.
+        started: When it started, on Trio's clock.
+        ended: When it ended.
+        reason: Why it was not the last, in words; `None` for one that was.
+        error: What it raised, if it failed.
+        output: What it returned, if it succeeded; a guard may have found that wanting.
+    """
+
+    number: int
+    started: float
+    ended: float | None
+    reason: str | None = None
+    error: BaseException | None = None
+    output: StageOutput | None = None
+
+
+@final
+@attrs.define(eq=False)
+class Details:
+    """What only few stages have, kept apart from their records.
+
+    Attributes:
+        earlier: The attempts before the last one.
+        began: When the last attempt began, on Trio's clock, if that is not when the stage did.
+        waited: How long the stage has waited for limits, in seconds.
+        children: The results of the runs that it has made within itself, in order; live while they go.
+        items: For a map: the record of each item that has one, by its number.
+        overran: What of its cleanup was cancelled because it took too long, by name.
+        limit: The limit that it ran into, in seconds, if it failed by that.
+        source: What had set that limit, and where.
+    """
+
+    earlier: tuple[Attempt, ...] = ()
+    began: float | None = None
+    waited: float = 0.0
+    children: tuple[Any, ...] = ()  # PipelineResults, which this layer does not know
+    items: Mapping[int, StageRecord] = attrs.field(factory=dict[int, "StageRecord"])
+    overran: tuple[str, ...] = ()
+    limit: float | None = None
+    source: str = ""
+
+
+_USUAL: Final = Details()
+
+
+@final
 @attrs.define(eq=False)  # not frozen: the engine fills it in as the stage goes, on the hot path
 class StageRecord:
     """All that a run knows of a stage. It belongs to the run; read it, and leave it as it is.
@@ -105,16 +160,16 @@ class StageRecord:
         branch: The branch it is in.
         state: How far it is.
         attempts: How often its body has been entered.
-        started: When it started, on Trio's clock; `None` if it never did.
+        started: When its first attempt started, on Trio's clock; `None` if it never did.
         ended: When it settled, on Trio's clock.
         output: What it returned, if it succeeded.
         partial: What it saved on the way, and the fields of a `StageOutput.fail`.
         error: What it raised, if it failed.
         recoverable: Whether it called its failure recoverable.
-        limit: The limit that it ran into, in seconds, if it failed by that.
         cause: Why it did not succeed; the stage named there is the one where it began.
         after_cancel: Whether it ended by itself although it was being cancelled.
         place: Its place in the order in which the stages of the run settled, from 0.
+        details: What only few stages have, if it does: the attempts before the last, the runs within it, and so on.
     """
 
     name: str
@@ -127,10 +182,36 @@ class StageRecord:
     partial: Mapping[str, Any] = _NOTHING
     error: BaseException | None = None
     recoverable: bool = False
-    limit: float | None = None
     cause: Cause | None = None
     after_cancel: bool = False
     place: int | None = None
+    details: Details = _USUAL
+
+    @property
+    def more(self) -> Details:
+        """Its details, to write into; the engine's own."""
+        if self.details is _USUAL:
+            self.details = Details()
+        return self.details
+
+    @property
+    def tries(self) -> tuple[Attempt, ...]:
+        """Its attempts, in order."""
+        if self.started is None or not self.attempts:
+            return ()
+        began = self.started if self.details.began is None else self.details.began
+        last = Attempt(number=self.attempts, started=began, ended=self.ended, error=self.error, output=self.output)
+        return (*self.details.earlier, last)
+
+    @property
+    def waited(self) -> float:
+        """How long it has waited for limits, in seconds, between when it could have started and when it did."""
+        return self.details.waited
+
+    @property
+    def limit(self) -> float | None:
+        """The limit that it ran into, in seconds, if it failed by that."""
+        return self.details.limit
 
     @property
     def duration(self) -> float | None:

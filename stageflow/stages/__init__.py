@@ -1,17 +1,29 @@
 """What a user declares: stages, and the values that say how they are run."""
 
+from stageflow.stages.interceptor import Interceptor, Proceed
+from stageflow.stages.limit import Limit
+from stageflow.stages.options import StageOptions, caller, declare, stage
 from stageflow.stages.policy import DEFAULT, Default, Dependency, Join, OnFailure, StageKind, optional
+from stageflow.stages.retry import Retry
 from stageflow.stages.runner import Body, name_of
-from stageflow.stages.stage import Runner, Stage, StageFunction, StageOptions, StageSpec, caller, declare, stage
+from stageflow.stages.settings import Settings
+from stageflow.stages.stage import Runner, Stage, StageFunction, StageSpec
+from stageflow.stages.threads import ProcessContext
 
 __all__ = [
     "DEFAULT",
     "Body",
     "Default",
     "Dependency",
+    "Interceptor",
     "Join",
+    "Limit",
     "OnFailure",
+    "Proceed",
+    "ProcessContext",
+    "Retry",
     "Runner",
+    "Settings",
     "Stage",
     "StageFunction",
     "StageKind",

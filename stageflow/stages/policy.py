@@ -20,6 +20,7 @@ __all__ = [
     "Join",
     "OnFailure",
     "StageKind",
+    "check_count",
     "check_member",
     "check_name",
     "check_timeout",
@@ -104,9 +105,7 @@ class Join:
         Raises:
             DefinitionError: `count` is no whole number of at least 1.
         """
-        if not _is_count(count):
-            raise DefinitionError(f"Join.n_of() needs a whole number of at least 1, not {count!r}")
-        return Join("n_of", count)
+        return Join("n_of", check_count(count, "Join.n_of()"))
 
     @classmethod
     def of(cls, value: Join | str, option: str = "join=") -> Join:
@@ -125,8 +124,15 @@ class Join:
         return f"Join.n_of({self.count})" if self.mode == "n_of" else f"Join.{self.mode.upper()}"
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def check_count(value: object, option: str) -> int:
+    """Gives back a number of things.
+
+    Raises:
+        DefinitionError: It is no whole number of at least 1.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise DefinitionError(f"{option} needs a whole number of at least 1, not {value!r}")
+    return value
 
 
 Join.ALL = Join("all")

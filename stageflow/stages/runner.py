@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from stageflow.errors import DefinitionError
 from stageflow.stages.policy import shown
+from stageflow.stages.threads import in_process, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     from stageflow.context import StageContext
 
-__all__ = ["Body", "NativeBody", "body_of", "check_arguments", "name_of"]
+__all__ = ["Body", "NativeBody", "PlainBody", "body_of", "check_arguments", "is_plain", "name_of"]
 
 Body: TypeAlias = "Callable[[StageContext], Awaitable[Any]]"
 """An async function that does a stage's work."""
+PlainBody: TypeAlias = "Callable[[StageContext], Any]"
+"""A plain function that does a stage's work in a thread."""
 NativeBody: TypeAlias = "Callable[[StageContext], Coroutine[Any, Any, Any]]"
 """The same, known to be written with ``async def``."""
 
@@ -28,11 +31,33 @@ def name_of(runner: Any) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def body_of(runner: Any, name: str) -> NativeBody:
+def is_plain(runner: Any) -> bool:
+    """Whether a runner is not async, so that it needs a thread or a process."""
+    if isinstance(runner, type):
+        return False
+    execute: Any = getattr(runner, "execute", None)
+    function = _called(runner) if execute is None else execute
+    return not (inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function))
+
+
+def _called(runner: Any) -> Any:
+    """Gives the function that is run when something callable is called."""
+    if inspect.isroutine(runner) or isinstance(runner, functools.partial):
+        return cast("Any", runner)
+    return getattr(cast("object", runner), "__call__", None)  # noqa: B004
+
+
+def body_of(runner: Any, name: str, *, abandon_on_cancel: bool = False, processes: bool = False) -> NativeBody:
     """Gives the async function of one argument that is meant by a runner.
 
+    Args:
+        runner: What does the work of a stage.
+        name: The stage's name.
+        abandon_on_cancel: For a plain function: whether its thread is left to itself if the stage is cancelled.
+        processes: For a plain function: whether it runs in a process instead.
+
     Raises:
-        DefinitionError: It is no async function of one argument, nor has it one as its `execute`.
+        DefinitionError: It is no function of one argument, nor has it one as its `execute`.
     """
     execute: Any = getattr(runner, "execute", None)
     if isinstance(runner, type):
@@ -47,22 +72,25 @@ def body_of(runner: Any, name: str) -> NativeBody:
 
         return instantiate_and_execute
     if execute is None:
-        plain = inspect.isroutine(runner) or isinstance(runner, functools.partial)
-        execute = cast("Any", runner) if plain else getattr(cast("object", runner), "__call__", None)  # noqa: B004
+        execute = _called(runner)
     if inspect.isasyncgenfunction(execute):
         raise DefinitionError(f"stage {name!r} is an async generator; return once, and save_partial() on the way")
-    if not inspect.iscoroutinefunction(execute):
+    if not callable(execute):
         raise DefinitionError(
-            f"stage {name!r}: {shown(cast('object', runner))} is not async; it needs `async def`, or an object with "
-            f"`async def execute(self, ctx)`"
+            f"stage {name!r}: {shown(cast('object', runner))} cannot be run; it needs an async function of the "
+            f"context, a plain one, or an object with `async def execute(self, ctx)`"
         )
     check_arguments(execute, (None,), name, "called with the context")
-    if _is_native(execute):
-        body: NativeBody = execute
+    if is_plain(runner):
+        if inspect.isgeneratorfunction(execute):
+            raise DefinitionError(f"stage {name!r} is a generator; return once, and save_partial() on the way")
+        return in_process(execute, name) if processes else in_thread(execute, abandon_on_cancel=abandon_on_cancel)
+    body = cast("NativeBody", execute)
+    if _is_native(body):
         return body
 
     async def call_and_await(ctx: StageContext) -> Any:
-        return await execute(ctx)
+        return await body(ctx)
 
     return call_and_await
 

@@ -124,10 +124,11 @@ class _Tree:
 
 def _head(graph: Graph) -> Iterator[Text]:
     stages, branches = len(graph), len(graph.shape.branches)
-    limit = "no limit" if graph.default_timeout is None else f"{graph.default_timeout:g} s"
+    limit = "no limit" if graph.settings.default_timeout is None else f"{graph.settings.default_timeout:g} s"
     yield Text(one_line(graph.name), "bold", no_wrap=True, overflow="ellipsis")
     yield Text(f"{stages:,} stage{'s'[: stages > 1]} in {branches:,} branch{'es' if branches > 1 else ''}")
-    yield Text(f"unless a stage says otherwise: timeout {limit}, on failure {graph.on_failure.value}", "bright_black")
+    policy = graph.settings.on_failure.value
+    yield Text(f"unless a stage says otherwise: timeout {limit}, on failure {policy}", "bright_black")
     yield Text()
 
 
@@ -141,9 +142,9 @@ def _notes(graph: Graph, spec: StageSpec) -> list[str]:
         notes.append(f"join {_join(spec.join)}")
     if spec.when is not None:
         notes.append(f"when {_name_of(spec.when)}")
-    if not isinstance(spec.timeout, Default) and spec.timeout != graph.default_timeout:
+    if not isinstance(spec.timeout, Default) and spec.timeout != graph.settings.default_timeout:
         notes.append("no timeout" if spec.timeout is None else f"timeout {spec.timeout:g} s")
-    if not isinstance(spec.on_failure, Default) and spec.on_failure is not graph.on_failure:
+    if not isinstance(spec.on_failure, Default) and spec.on_failure is not graph.settings.on_failure:
         notes.append(f"on failure {spec.on_failure.value}")
     return notes
 

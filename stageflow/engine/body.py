@@ -1,17 +1,15 @@
-"""One try of one stage: what it means that its body returned this, or raised that."""
+"""A body on its way: how its first step is taken, and what it means that it raised this."""
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping
-from typing import Any, Self, cast, final
+from typing import TYPE_CHECKING, Any, Self, cast, final
 
-import attrs
 import trio
 
-from stageflow.errors import ContractViolation
-from stageflow.output import NOTHING, StageOutput, StageStatus
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
 
-__all__ = ["Suspended", "as_failure", "as_output", "has_cancellation", "is_cancellation"]
+__all__ = ["Suspended", "as_failure", "has_cancellation", "is_cancellation"]
 
 
 _GIVEN = object()
@@ -58,38 +56,6 @@ class Suspended:
         return self._coroutine.cr_await
 
 
-def as_output(returned: object, stage: str) -> StageOutput:
-    """Reads what a body returned.
-
-    Raises:
-        ContractViolation: It is nothing that a stage may return.
-    """
-    if type(returned) is StageOutput:
-        if returned.status is StageStatus.OK or _is_whole(returned):
-            return returned
-        raise ContractViolation(
-            f"stage {stage!r} returned {_shown(returned)}, which says nothing clear; make outputs with the methods of "
-            f"StageOutput: ok, skip, fail, cancel, cancel_branch",
-            stage=stage,
-        )
-    if returned is None:
-        return NOTHING
-    if isinstance(returned, Mapping) or attrs.has(type(returned)):
-        return StageOutput(StageStatus.OK, returned)
-    raise ContractViolation(
-        f"stage {stage!r} returned {_shown(returned)}; a stage returns a StageOutput, a mapping, an attrs instance or "
-        f"None, so wrap it: StageOutput.ok(value=...)",
-        stage=stage,
-    )
-
-
-def _is_whole(output: StageOutput) -> bool:
-    """Whether an output that is not ok could come from one of the methods that make such outputs."""
-    if output.status is StageStatus.FAIL and not isinstance(output.error, Exception):
-        return False
-    return isinstance(cast("object", output.status), StageStatus) and bool(output.reason)
-
-
 def as_failure(raised: BaseException) -> Exception | None:
     """Gives the failure in what a body raised, or `None` if there is none: it was cancelled, or the program is to end.
 
@@ -119,11 +85,3 @@ def _without_cancellation(raised: BaseException) -> BaseException | None:
             return group
         return group if cancelled is None else rest
     return None if isinstance(raised, trio.Cancelled) else raised
-
-
-def _shown(value: Any) -> str:
-    try:
-        text = repr(value)
-    except Exception:  # it is the user's
-        text = "an object that cannot be shown"
-    return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"

@@ -1,0 +1,296 @@
+"""The tries of one stage: of one that is tried again, must give signs of life, waits for limits, or guards another.
+
+A plain stage has nothing of this: the walker awaits its body itself, under the scope that it re-arms for each stage.
+
+Here every attempt has a scope of its own, whose deadline is the nearest of the limit on the attempt and the limit on
+its silence. Around all attempts is one more, if there is a limit on all of them. As everywhere, a body that has
+returned counts, whatever has been cancelled meanwhile, and ``cancelled_caught`` decides which limit it was.
+
+A guard that finds the output of another stage wanting sends it back: `Tries._send_back` runs that stage again, and what
+is between it and the guard, here, in the guard's own task. That is possible as long as nobody else has begun with the
+output; and since the guard has not ended, whoever waits for both has not.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, final
+
+import trio
+from trio.lowlevel import checkpoint
+
+from stageflow.context import StageContext
+from stageflow.engine.body import as_failure
+from stageflow.engine.branch import CALLER
+from stageflow.errors import DefinitionError, StagnationError, in_words
+from stageflow.graph import Special
+from stageflow.journal import Attempt, Cause, CauseKind, StageState
+from stageflow.output import StageOutput, StageStatus
+from stageflow.stages.returned import as_output
+
+if TYPE_CHECKING:
+    from stageflow.engine.strand import Walker
+    from stageflow.journal import StageRecord
+    from stageflow.stages import Limit
+
+__all__ = ["Tries"]
+
+_ORDINARY = Special()
+
+
+@final
+class Tries:
+    """Makes the attempts of one stage, until it has an ending.
+
+    Attributes:
+        record: The stage's record.
+        feedback: Why it is tried again.
+        due: When the limit on the current attempt is reached.
+        scope: The scope of the current attempt.
+        held: The limits of which it holds a token.
+    """
+
+    __slots__ = (
+        "_beat",
+        "_before",
+        "_context",
+        "_number",
+        "_special",
+        "_walker",
+        "due",
+        "feedback",
+        "held",
+        "record",
+        "scope",
+    )
+
+    def __init__(self, walker: Walker, number: int, record: StageRecord, context: StageContext) -> None:
+        self._walker = walker
+        self._number = number
+        self._special = walker.execution.plan.specials[number] or _ORDINARY
+        self._context = context
+        self._before = record.attempts - 1 if record.attempts else 0  # how many there were before these
+        self._beat = math.inf  # when it will have been silent for too long
+        self.record = record
+        self.feedback: str | None = None
+        self.due = math.inf
+        self.scope: trio.CancelScope | None = None
+        self.held: tuple[Limit, ...] = ()
+
+    async def run(self) -> StageOutput:  # noqa: ASYNC910  # as the body does, or does not
+        """Makes attempts until one is the last, and gives what that came to.
+
+        Raises:
+            trio.Cancelled: Something around the stage was cancelled.
+        """
+        total = self._special.total_timeout
+        if total == math.inf:
+            return await self._until_settled()
+        ending: StageOutput | None = None
+        began = trio.current_time()
+        with trio.CancelScope(deadline=began + total) as scope:
+            if total == 0:
+                scope.cancel(reason="a limit of 0 s")
+            ending = await self._until_settled()
+        if ending is not None:
+            return ending
+        spec = self._walker.execution.graph.stages[self.record.name]
+        return self._out_of_time("ran longer than its total limit of", total, f"total_timeout= of {spec.where}")
+
+    async def _until_settled(self) -> StageOutput:  # noqa: ASYNC910
+        retry, record = self._special.retry, self.record
+        while True:
+            began = trio.current_time()
+            output = await self._attempt()
+            made = record.attempts - self._before
+            if not self._is_worth_another(output):
+                return output
+            if output.status is StageStatus.RETRY and output.of not in (None, record.name):
+                if made >= retry.attempts:
+                    return _given_up(output, made)
+                self._note(output, began)
+                sent_back = await self._send_back(output)
+                if sent_back is not None:
+                    return sent_back
+            elif made >= retry.attempts:
+                return _given_up(output, made) if output.status is StageStatus.RETRY else output
+            else:
+                self._note(output, began)
+                if output.status is StageStatus.RETRY:
+                    self.feedback = output.reason
+                delay = retry.delay_after(made)
+                if delay:
+                    await trio.sleep(delay)
+                else:
+                    await checkpoint()
+            record.attempts += 1
+
+    def _is_worth_another(self, output: StageOutput) -> bool:
+        if output.status is StageStatus.RETRY:
+            return True
+        if output.status is not StageStatus.FAIL:
+            return False
+        return output.recoverable or self.record.limit is not None or self._special.retry.matches(output.error)
+
+    def _note(self, output: StageOutput, began: float) -> None:
+        """Notes an attempt that is followed by another."""
+        record = self.record
+        attempt = Attempt(
+            number=record.attempts,
+            started=began if record.details.began is None else record.details.began,
+            ended=trio.current_time(),
+            reason=output.reason,
+            error=output.error,
+        )
+        record.more.earlier = (*record.details.earlier, attempt)
+
+    async def _attempt(self) -> StageOutput:  # noqa: ASYNC910
+        """Makes one attempt: waits for what the stage uses, and runs its body under its limits."""
+        await self._take_limits()
+        try:
+            record, walker = self.record, self._walker
+            now = trio.current_time()
+            record.more.began, record.details.limit = now, None
+            if record.attempts == 0:
+                record.attempts, record.started = 1, now
+            limit = walker.execution.timeouts[self._number]
+            self.due, self._beat = now + limit, now + self._special.heartbeat
+            output: StageOutput | None = None
+            with trio.CancelScope(deadline=min(self.due, self._beat)) as scope:
+                self.scope = scope
+                if limit == 0:
+                    scope.cancel(reason="a limit of 0 s")
+                output = await self._enter()
+            if scope.cancelled_caught or output is None:
+                output = self._limit_reached(now)
+            return output
+        finally:
+            self.scope = None
+            for taken in reversed(self.held):
+                taken.give_back()
+            self.held = ()
+
+    async def _enter(self) -> StageOutput:  # noqa: ASYNC910
+        try:
+            returned = await self._walker.execution.plan.bodies[self._number](self._context)
+            if self._walker.exits:
+                await self._walker.run_exits()
+            return as_output(returned, self.record.name)
+        except trio.Cancelled as cancelled:
+            await self._walker.run_exits(cancelled)  # noqa: ASYNC102  # shielded there
+            raise
+        except BaseException as raised:
+            await self._walker.run_exits(raised)  # noqa: ASYNC120  # shielded there
+            failure = as_failure(raised)
+            if failure is None:
+                raise
+            return StageOutput(StageStatus.FAIL, reason=in_words(failure), error=failure)
+
+    def _limit_reached(self, began: float) -> StageOutput:
+        execution, name = self._walker.execution, self.record.name
+        if self._beat < self.due:
+            source = f"heartbeat= of {execution.graph.stages[name].where}"
+            return self._out_of_time("gave no sign of life for", self._special.heartbeat, source)
+        return self._out_of_time("ran longer than its limit of", self.due - began, execution.source_of(name))
+
+    def _out_of_time(self, what: str, limit: float, source: str) -> StageOutput:
+        self.record.more.limit, self.record.details.source = limit, source
+        reason = f"{what} {limit:g} s"
+        return StageOutput(StageStatus.FAIL, reason=reason, error=TimeoutError(reason))
+
+    async def _take_limits(self) -> None:  # noqa: ASYNC910
+        execution = self._walker.execution
+        wanted = [execution.limits[name] for name in self._special.uses]
+        if execution.turns is not None:
+            wanted.append(execution.turns)  # last, so that nobody has a turn only to wait for something else
+        if not wanted:
+            return  # noqa: ASYNC910
+        before = trio.current_time()
+        record = self.record
+        attempts, record.attempts = record.attempts, max(0, record.attempts - (record.details.began is None))
+        try:
+            for limit in wanted:
+                limit = execution.state.lent.get(limit, limit)  # noqa: PLW2901
+                await limit.take(self._special.priority)
+                self.held += (limit,)
+        except BaseException:
+            for taken in reversed(self.held):
+                taken.give_back()
+            self.held = ()
+            raise
+        record.attempts = attempts
+        waited = trio.current_time() - before
+        if waited:
+            record.more.waited += waited
+            if record.details.began is None:
+                record.started = trio.current_time()
+
+    # A guard, and the stage that it sends back
+
+    async def _send_back(self, verdict: StageOutput) -> StageOutput | None:  # noqa: ASYNC910
+        """Runs the stage again that a guard has found wanting; gives how the guard ends, if that came to nothing."""
+        execution, guard = self._walker.execution, self.record
+        assert verdict.of is not None
+        try:
+            path = execution.path_from(verdict.of, self._number)
+        except DefinitionError as error:
+            return StageOutput.fail(error)  # noqa: ASYNC910
+        before = execution.collector.outputs[verdict.of]
+        for place, number in enumerate(path):
+            output = await self._again(number, verdict.reason if place == 0 else None)
+            if output is None or output.status is not StageStatus.OK:
+                name = execution.shape.names[number]
+                why = None if output is None else output.error
+                why = why or RuntimeError(f"{name!r} gave no output when it was sent back")
+                reason = f"{name!r}, sent back by {guard.name!r}: {in_words(why)}"
+                return StageOutput(StageStatus.FAIL, reason=reason, error=why)
+            if place == 0 and output.data == before.data:
+                return StageOutput.fail(StagnationError(stage=verdict.of, guard=guard.name))
+        return None  # noqa: ASYNC910
+
+    async def _again(self, number: int, feedback: str | None) -> StageOutput | None:  # noqa: ASYNC910
+        """Runs a stage again that had succeeded, and writes how it ends this time."""
+        walker, guard = self._walker, self.record
+        collector = walker.execution.collector
+        record = collector.reopen(number, feedback, trio.current_time())
+        walker.current = record
+        walker.tries = tries = Tries(walker, number, record, StageContext(walker.branch, record))
+        tries.feedback = feedback
+        output: StageOutput | None = None
+        try:
+            output = await tries.run()
+        finally:
+            walker.current, walker.tries = guard, self
+            now = trio.current_time()
+            if output is None:
+                cause = walker.branch.why() or CALLER
+                collector.settle(record, StageState.CANCELLED, cause, now)
+            elif output.status is StageStatus.OK:
+                collector.succeed(record, output, now)
+            elif output.status is StageStatus.FAIL:
+                cause = Cause(CauseKind.FAILURE, record.name, output.reason or "")
+                collector.fail(record, cause, output, now)
+            else:
+                cause = Cause(CauseKind.SKIP, record.name, output.reason or "")
+                collector.settle(record, StageState.SKIPPED, cause, now)
+        return output
+
+    # What the stage's context asks
+
+    def beat(self) -> None:
+        """Notes a sign of life."""
+        if self._special.heartbeat < math.inf and self.scope is not None:
+            self._beat = trio.current_time() + self._special.heartbeat
+            self.scope.deadline = min(self.due, self._beat)
+
+    def extend(self, seconds: float) -> None:
+        """Moves the limit on the current attempt."""
+        if self.scope is not None and self.scope.deadline > -math.inf and self.due > trio.current_time():
+            self.due += seconds
+            self.scope.deadline = min(self.due, self._beat)
+
+
+def _given_up(output: StageOutput, made: int) -> StageOutput:
+    """What becomes of a stage that would be tried again, and may not."""
+    reason = f"{output.reason}; given up after {made} attempt{'' if made == 1 else 's'}"
+    return StageOutput(StageStatus.FAIL, reason=reason, error=RuntimeError(reason))

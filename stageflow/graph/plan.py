@@ -1,0 +1,252 @@
+"""What is known of a graph before it runs, by number: its `Shape`, and the `Plan` that the engine reads."""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, final
+
+import attrs
+
+from stageflow.errors import DefinitionError, UnknownStageError
+from stageflow.graph.branches import Branch
+from stageflow.stages import Default, Join, OnFailure, Retry, Settings, StageKind, StageSpec
+from stageflow.stages.interceptor import intercepted
+from stageflow.stages.runner import NativeBody
+from stageflow.stages.stage import Condition
+
+__all__ = ["Edge", "Plan", "Shape", "Special", "armed", "compile_plan", "limit_on"]
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Shape:
+    """Names and branches: what a record of a run needs to know of the graph, without the code of its stages.
+
+    Stages and branches are numbered; stages in topological order.
+
+    Attributes:
+        pipeline: The pipeline's name.
+        names: The stages' names.
+        index: The numbers of the names.
+        dependencies: For every stage, those it comes after.
+        branches: The branches, the trunk first.
+        branch_of: For every stage, its branch.
+        branch_names: The names of the branches: that of the first stage, or ``"trunk"``.
+    """
+
+    pipeline: str
+    names: tuple[str, ...]
+    index: Mapping[str, int]
+    dependencies: tuple[tuple[int, ...], ...]
+    branches: tuple[Branch, ...]
+    branch_of: tuple[int, ...]
+    branch_names: tuple[str, ...]
+
+
+@final
+class Edge(enum.Enum):
+    """What it means for the stage at the end of an edge that the one at its beginning has settled."""
+
+    REQUIRED = "required"
+    """It is skipped if the other did not succeed, and starts when all others have settled as well."""
+    OPTIONAL = "optional"
+    """It starts when all others have settled as well."""
+    COUNTED = "counted"
+    """Its join goes by how many have succeeded."""
+
+
+_ONCE: Final = Retry(attempts=1)
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Special:
+    """What is special about how a stage is run. Where nothing is, the engine has nothing to look at.
+
+    Attributes:
+        condition: What ``when=`` asks, or `None`.
+        tried: Whether any of the others says something, so that its attempts are made one by one.
+        retry: How it is tried again.
+        total_timeout: The limit on all attempts, in seconds.
+        heartbeat: For how long an attempt may give no sign of life, in seconds.
+        uses: The limits it takes a token of.
+        priority: Who goes first among those that wait for one.
+    """
+
+    condition: Condition | None = None
+    tried: bool = True
+    retry: Retry = _ONCE
+    total_timeout: float = math.inf
+    heartbeat: float = math.inf
+    uses: tuple[str, ...] = ()
+    priority: int = 0
+
+
+@final
+@attrs.frozen(kw_only=True, eq=False)
+class Plan:
+    """What the engine reads of every stage while it runs, by the stage's number: no names to look up, nothing to scan.
+
+    Attributes:
+        bodies: What does the work, interceptors included.
+        specials: What is special about how it is run; `None` for most.
+        timeouts: The limits on an attempt in seconds, `math.inf` for none.
+        armed: The same, but none for stages whose attempts are made one by one, for those see to their own limits.
+        on_failure: What a failure means.
+        followers: The stages after it that begin a branch, each with that branch and what the edge means. (The stage
+            that continues the strand is not among them: its branch knows it.)
+        waits: How many stages it comes after.
+        needs: How many of them must succeed for it to start.
+        early: Whether it starts (or is skipped) as soon as that is decided, before all have settled.
+        starts_bare: Whether it can start without any input.
+        revives: For every branch: whether a stage after its first can start although the first was skipped.
+        deadlines: The seconds that a branch may take, for those that have such a limit.
+    """
+
+    bodies: tuple[NativeBody, ...]
+    specials: tuple[Special | None, ...]
+    timeouts: tuple[float, ...]
+    armed: tuple[float, ...]
+    on_failure: tuple[OnFailure, ...]
+    followers: tuple[tuple[tuple[int, int, Edge], ...], ...]
+    waits: tuple[int, ...]
+    needs: tuple[int, ...]
+    early: tuple[bool, ...]
+    starts_bare: tuple[bool, ...]
+    revives: tuple[bool, ...]
+    deadlines: Mapping[int, float]
+
+
+def compile_plan(ordered: Sequence[StageSpec], shape: Shape, settings: Settings) -> Plan:
+    """Works out what the engine will read of every stage.
+
+    Raises:
+        DefinitionError: A stage uses a limit that is not there, or a branch has two deadlines.
+    """
+    heads = {branch.strand[0] for branch in shape.branches if branch.strand}
+    followers: list[list[tuple[int, int, Edge]]] = [[] for _ in ordered]
+    for number, spec in enumerate(ordered):
+        if number in heads:
+            for edge in spec.after:
+                kind = Edge.COUNTED if spec.join != Join.ALL else Edge.REQUIRED if edge.required else Edge.OPTIONAL
+                followers[shape.index[edge.stage]].append((number, shape.branch_of[number], kind))
+    specials = [_special(spec, settings) for spec in ordered]
+    timeouts = [limit_on(spec, settings)[0] for spec in ordered]
+    starts_bare = [_starts_bare(spec) for spec in ordered]
+    revives = [False] * len(shape.branches)
+    for branch in reversed(shape.branches):  # children before their parents
+        revives[branch.index] |= any(starts_bare[number] for number in branch.strand[1:])
+        for child in branch.children:
+            revives[branch.index] |= revives[child] or starts_bare[shape.branches[child].strand[0]]
+    return Plan(
+        bodies=tuple(intercepted(spec.body, settings.interceptors) for spec in ordered),
+        specials=tuple(specials),
+        timeouts=tuple(timeouts),
+        armed=armed(specials, timeouts),
+        on_failure=tuple(
+            settings.on_failure if isinstance(spec.on_failure, Default) else spec.on_failure for spec in ordered
+        ),
+        deadlines=_deadlines(shape, settings),
+        followers=tuple(map(tuple, followers)),
+        waits=tuple(len(spec.after) for spec in ordered),
+        needs=tuple(_needs(spec) for spec in ordered),
+        early=tuple(spec.join.mode in ("any", "quorum", "n_of") for spec in ordered),
+        starts_bare=tuple(starts_bare),
+        revives=tuple(revives),
+    )
+
+
+def armed(specials: Sequence[Special | None], timeouts: Sequence[float]) -> tuple[float, ...]:
+    """Gives the limits that the walker of a branch sees to."""
+    return tuple(
+        math.inf if special is not None and special.tried else limit
+        for special, limit in zip(specials, timeouts, strict=True)
+    )
+
+
+def limit_on(spec: StageSpec, settings: Settings) -> tuple[float, str]:
+    """Gives the limit on an attempt of a stage, in seconds, and what has set it.
+
+    Raises:
+        DefinitionError: An interceptor sets one on a stage that cannot be stopped.
+    """
+    if not isinstance(spec.timeout, Default):
+        limit, source = spec.timeout, f"timeout= of {spec.where}"
+    elif spec.unlimited:
+        limit, source = None, "nothing"
+    else:
+        limit, source = settings.default_timeout, "default_timeout= of the pipeline"
+    nearest = math.inf if limit is None else limit
+    for interceptor in settings.interceptors:
+        limit_of: Callable[[str, StageKind], float | None] | None = getattr(interceptor, "limit_of", None)
+        other = None if limit_of is None else limit_of(spec.name, spec.kind)
+        if other is not None and other < nearest:
+            if not spec.stoppable:
+                raise DefinitionError(
+                    f"{type(interceptor).__name__} sets a limit on {spec.where}, which runs in a thread that nothing "
+                    f"can stop; leave it out there, or declare it with abandon_on_cancel=True or processes=True"
+                )
+            nearest, source = other, f"{type(interceptor).__name__} of the pipeline"
+    return nearest, source
+
+
+def _special(spec: StageSpec, settings: Settings) -> Special | None:
+    for name in spec.uses:
+        if name not in settings.limits:
+            near = difflib.get_close_matches(name, settings.limits, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"say Pipeline(limits={{{name!r}: 1}})"
+            raise DefinitionError(f"{spec.where} uses {name!r}, which is no limit of the pipeline; {hint}")
+    tried = any(
+        (
+            spec.retry is not None,
+            spec.total_timeout is not None,
+            spec.heartbeat is not None,
+            spec.uses,
+            settings.max_running is not None,
+        )
+    )
+    if spec.when is None and not tried:
+        return None
+    return Special(
+        condition=spec.when,
+        tried=tried,
+        retry=_ONCE if spec.retry is None else spec.retry,
+        total_timeout=math.inf if spec.total_timeout is None else spec.total_timeout,
+        heartbeat=math.inf if spec.heartbeat is None else spec.heartbeat,
+        uses=spec.uses,
+        priority=spec.priority,
+    )
+
+
+def _deadlines(shape: Shape, settings: Settings) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for stage, seconds in settings.branch_deadlines.items():
+        if stage not in shape.index:
+            raise UnknownStageError(stage, shape.names, where="with_branch(of=...)")
+        branch = shape.branch_of[shape.index[stage]]
+        if branch in found:
+            raise DefinitionError(
+                f"with_branch(of={stage!r}, deadline=...) sets a second deadline on branch "
+                f"{shape.branch_names[branch]!r}; one is enough"
+            )
+        found[branch] = seconds
+    return found
+
+
+def _needs(spec: StageSpec) -> int:
+    match spec.join.mode:
+        case "any" | "any_settled":
+            return 1
+        case "quorum":
+            return len(spec.after) // 2 + 1
+        case _:
+            return spec.join.count
+
+
+def _starts_bare(spec: StageSpec) -> bool:
+    if spec.join == Join.ALL:
+        return not any(edge.required for edge in spec.after)
+    return spec.join == Join.SETTLED

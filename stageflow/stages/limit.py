@@ -1,0 +1,96 @@
+"""`Limit`: how many stages may use a thing at once, and who of those that wait is next."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from typing import cast, final
+
+import attrs
+import trio
+from trio.lowlevel import Abort, Task, checkpoint_if_cancelled, current_task, reschedule, wait_task_rescheduled
+
+from stageflow.errors import DefinitionError
+from stageflow.stages.policy import check_count
+
+__all__ = ["Limit"]
+
+
+@attrs.define(order=True)
+class _Waiter:
+    rank: float  # the least one is next
+    turn: int  # among equals, who came first
+    task: Task | None = attrs.field(order=False)  # None once it has given up
+
+
+@final
+class Limit:
+    """A number of tokens that stages take while they run. Whoever finds none waits; it is never an error.
+
+    ``Pipeline(limits={"gpu": 2})`` gives each run two of its own. To bound several runs, or several pipelines,
+    together, make a `Limit` and give it to all of them; they have to be of one `trio.run`.
+
+    Those that wait are served by priority, the greater first, and among equals who came first. A waiter gets older:
+    each `ageing` seconds of waiting are worth one step of priority, so that nobody waits for ever. (Since all that wait
+    age alike, who goes before whom is known when a waiter comes, and a queue ordered by that is enough.)
+
+    Args:
+        tokens: How many there are.
+        ageing: Seconds of waiting that make up for one step of priority, on Trio's clock. `math.inf` for a strict order
+            of priorities, in which low ones may wait for ever.
+
+    Raises:
+        DefinitionError: `tokens` is no whole number of at least 1, or `ageing` is not positive.
+    """
+
+    __slots__ = ("_ageing", "_free", "_turns", "_waiting", "tokens")
+
+    def __init__(self, tokens: int, *, ageing: float = 1.0) -> None:
+        self.tokens = check_count(tokens, "Limit()")
+        if not isinstance(cast("object", ageing), (int, float)) or not ageing > 0:
+            raise DefinitionError(f"Limit(ageing=...) takes seconds of more than zero, not {ageing!r}")
+        self._ageing = float(ageing)
+        self._free = tokens
+        self._waiting: list[_Waiter] = []
+        self._turns = itertools.count()
+
+    @property
+    def waiting(self) -> int:
+        """How many are waiting."""
+        return sum(waiter.task is not None for waiter in self._waiting)
+
+    async def take(self, priority: int = 0) -> None:
+        """Takes a token, and waits for one if there is none.
+
+        Args:
+            priority: Who goes first among those that wait: the greater.
+
+        Raises:
+            trio.Cancelled: Nothing was taken then.
+        """
+        await checkpoint_if_cancelled()
+        if self._free:
+            self._free -= 1
+            return  # noqa: ASYNC910  # a stage that need not wait shall not lose its turn
+        aged = 0.0 if self._ageing == math.inf else trio.current_time() / self._ageing
+        waiter = _Waiter(aged - priority, next(self._turns), current_task())
+        heapq.heappush(self._waiting, waiter)
+
+        def give_up(_: object) -> Abort:
+            waiter.task = None
+            return Abort.SUCCEEDED
+
+        await wait_task_rescheduled(give_up)
+
+    def give_back(self) -> None:
+        """Gives a token back, and with it the turn to whoever is next."""
+        while self._waiting:
+            task = heapq.heappop(self._waiting).task
+            if task is not None:
+                reschedule(task)
+                return
+        self._free += 1
+
+    def __repr__(self) -> str:
+        return f"<Limit {self._free} of {self.tokens} free, {self.waiting} waiting>"

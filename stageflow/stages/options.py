@@ -1,0 +1,232 @@
+"""The options of a stage: `StageOptions`, the `stage` decorator that carries them, and how they are checked."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast, overload
+
+from stageflow.errors import CycleError, DefinitionError
+from stageflow.stages.policy import (
+    DEFAULT,
+    TRUNK_NAME,
+    Default,
+    Dependency,
+    Join,
+    OnFailure,
+    StageKind,
+    check_member,
+    check_name,
+    check_timeout,
+    dependencies,
+)
+from stageflow.stages.retry import Retry
+from stageflow.stages.runner import body_of, check_arguments, is_plain, name_of
+from stageflow.stages.stage import Condition, Stage, StageFunction, StageSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from types import FrameType
+
+    from stageflow.stages.runner import Body
+
+__all__ = ["StageOptions", "caller", "declare", "stage"]
+
+
+class StageOptions(TypedDict, total=False):
+    """The options of a stage, the same wherever one declares it.
+
+    Attributes:
+        kind: What sort of work it does. Shown; a `StageKind.ROUTE` is known to choose between its successors.
+        after: The stages it comes after: a name, `optional` of a name, or a sequence of these.
+        join: When it starts, given what becomes of those: a `Join` or its lower-case name.
+        when: A plain function of the stage's context, asked before the body is entered. If it gives something false,
+            the stage is skipped; if it raises, the stage has failed.
+        timeout: The limit on one attempt, in seconds. `None` is no limit; 0 expires at the first checkpoint.
+        total_timeout: The limit on all attempts together, with the delays between them, in seconds.
+        heartbeat: For how many seconds an attempt may give no sign of life, which `StageContext.heartbeat` and
+            `StageContext.save_partial` are.
+        retry: How it is tried again after a failure.
+        on_failure: What its failure means for the rest of the run: an `OnFailure` or its lower-case name.
+        uses: The names of those of the pipeline's ``limits=`` that it takes one of while it runs.
+        priority: Who goes first among the stages that wait for a limit: the greater. Those that wait get older, and
+            thereby go first at last; see `Limit`.
+        abandon_on_cancel: For a plain function, which runs in a thread: whether a cancelled stage leaves its thread to
+            itself. Only then can it have a limit, for a thread cannot be stopped.
+        processes: For a plain function: whether it runs in a worker process, which can be killed. It and what it
+            returns must pickle; it gets a `ProcessContext`.
+    """
+
+    kind: StageKind | str
+    after: str | Dependency | Iterable[str | Dependency]
+    join: Join | str
+    when: Condition | None
+    timeout: float | None
+    total_timeout: float | None
+    heartbeat: float | None
+    retry: Retry | None
+    on_failure: OnFailure | str
+    uses: str | Iterable[str]
+    priority: int
+    abandon_on_cancel: bool
+    processes: bool
+
+
+@overload
+def stage(function: Body, /) -> StageFunction: ...
+@overload
+def stage(*, name: str | None = None, **options: Unpack[StageOptions]) -> Callable[[Body], StageFunction]: ...
+def stage(
+    function: Body | None = None, /, *, name: str | None = None, **options: Unpack[StageOptions]
+) -> StageFunction | Callable[[Body], StageFunction]:
+    """Makes a stage of an async function, carrying its options, for ``Pipeline.with_stage(function)``.
+
+    Args:
+        function: The function, if it is used without options: ``@stage``.
+        name: What the stage is called; the function's name if left out.
+        **options: The options of `StageOptions`. What is said again in `with_stage` counts instead.
+
+    Raises:
+        DefinitionError: The function is no async function of one argument, or an option is wrong.
+
+    Example::
+
+        @stage(after="fetch", timeout=5)
+        async def count(ctx: StageContext) -> StageOutput:
+            return StageOutput.ok(rows=len(ctx.inputs["fetch"]["rows"]))
+    """
+    if function is not None and not callable(cast("object", function)):
+        raise DefinitionError(f"@stage takes options by name: write @stage(name={function!r})")
+
+    def decorate(function: Body) -> StageFunction:
+        title = str(getattr(function, "__name__", "") if name is None else name)
+        declare(title, function, options, caller())
+        return StageFunction(function, title, options)
+
+    return decorate if function is None else decorate(function)
+
+
+def caller() -> FrameType | None:
+    """Gives the frame from which the function was called that asks, if this Python can tell."""
+    frame = inspect.currentframe()
+    for _ in range(2):
+        frame = None if frame is None else frame.f_back
+    return frame
+
+
+def declare(
+    name: object, runner: Any, options: Mapping[str, Any], frame: FrameType | None, *, unlimited: bool = False
+) -> StageSpec:
+    """Checks a declaration and gives what it says.
+
+    Args:
+        name: What the stage shall be called; `None` to ask the runner.
+        runner: What does its work.
+        options: The options of `StageOptions` that were given.
+        frame: Where that was written.
+        unlimited: Whether the pipeline's default limit is not for it.
+
+    Raises:
+        DefinitionError: Something about it cannot be right.
+    """
+    title = check_name(name_of(runner) if name is None else name, "a stage")
+    given = dict(options)
+    if isinstance(runner, StageFunction):
+        given = runner.options | given
+    elif isinstance(runner, Stage) and isinstance(cast("object", runner.kind), (StageKind, str)):
+        given.setdefault("kind", runner.kind)  # a class whose kind is a property cannot tell it
+    for option in given:
+        if option not in StageOptions.__annotations__:
+            near = difflib.get_close_matches(option, StageOptions.__annotations__, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(StageOptions.__annotations__)}"
+            raise DefinitionError(f"stage {title!r} has an unknown option {option!r}; {hint}")
+    edges = dependencies(given.get("after", ()), title)
+    join = Join.of(given.get("join", Join.ALL), f"join= of stage {title!r}")
+    if any(edge.stage == title for edge in edges):
+        raise CycleError([title, title])
+    if title == TRUNK_NAME:
+        raise DefinitionError(f"{TRUNK_NAME!r} is what the outermost branch is called; give the stage another name")
+    if join != Join.ALL and not edges:
+        raise DefinitionError(f"stage {title!r} has a join, but comes after nothing; say after=")
+    if join.count > len(edges):
+        raise DefinitionError(f"stage {title!r} waits for {join.count} of {len(edges)} stages, which cannot happen")
+    when: Condition | None = given.get("when")
+    if when is not None:
+        if not callable(when):
+            raise DefinitionError(f"when= of stage {title!r} takes a plain function of the context, not {when!r}")
+        if inspect.iscoroutinefunction(when):
+            raise DefinitionError(f"when= of stage {title!r} is async; it takes a plain function of the context")
+        check_arguments(when, (None,), title, "asked with the context")
+    timeout: float | Default | None = given.get("timeout", DEFAULT)
+    retry: Retry | None = given.get("retry")
+    if retry is not None and not isinstance(cast("object", retry), Retry):
+        raise DefinitionError(f"retry= of stage {title!r} takes a Retry, as in Retry(attempts=3), not {retry!r}")
+    priority = given.get("priority", 0)
+    if not isinstance(priority, int) or isinstance(priority, bool):
+        raise DefinitionError(f"priority= of stage {title!r} takes a whole number, not {priority!r}")
+    on_failure: OnFailure | Default | str = given.get("on_failure", DEFAULT)
+    function = runner.function if isinstance(runner, StageFunction) else runner
+    plain = is_plain(function)
+    _check_limits_of_plain(title, given, plain=plain)
+    return StageSpec(
+        name=title,
+        runner=runner,
+        body=body_of(
+            function,
+            title,
+            abandon_on_cancel=bool(given.get("abandon_on_cancel", False)),
+            processes=bool(given.get("processes", False)),
+        ),
+        kind=check_member(StageKind, given.get("kind", StageKind.TRANSFORM), f"kind= of stage {title!r}"),
+        after=edges,
+        join=join,
+        when=when,
+        timeout=timeout if isinstance(timeout, Default) else check_timeout(timeout, f"timeout= of stage {title!r}"),
+        total_timeout=check_timeout(given.get("total_timeout"), f"total_timeout= of stage {title!r}"),
+        heartbeat=check_timeout(given.get("heartbeat"), f"heartbeat= of stage {title!r}"),
+        retry=retry,
+        on_failure=on_failure
+        if isinstance(on_failure, Default)
+        else check_member(OnFailure, on_failure, f"on_failure= of stage {title!r}"),
+        uses=_names_of_limits(given.get("uses", ()), title),
+        priority=priority,
+        unlimited=plain or unlimited,
+        stoppable=not plain or bool(given.get("abandon_on_cancel") or given.get("processes")),
+        declared_at=None if frame is None else (frame.f_code.co_filename, frame.f_lineno),
+    )
+
+
+def _check_limits_of_plain(name: str, given: Mapping[str, Any], *, plain: bool) -> None:
+    """Sees whether a stage can keep the limits that it declares.
+
+    Raises:
+        DefinitionError: It runs in a thread, which nothing can stop; or it is async, and asks for what others need.
+    """
+    for option in ("abandon_on_cancel", "processes"):
+        if given.get(option) and not plain:
+            raise DefinitionError(f"{option}= of stage {name!r} is for plain functions, and this one is async")
+    if given.get("abandon_on_cancel") and given.get("processes"):
+        raise DefinitionError(
+            f"stage {name!r} says processes=True, and a process is killed; leave out abandon_on_cancel="
+        )
+    if given.get("processes") and given.get("heartbeat") is not None:
+        raise DefinitionError(f"heartbeat= of stage {name!r}: a process cannot give signs of life; use timeout=")
+    if not plain or given.get("abandon_on_cancel") or given.get("processes"):
+        return
+    for option in ("timeout", "total_timeout", "heartbeat"):
+        if given.get(option) is not None:
+            raise DefinitionError(
+                f"{option}= of stage {name!r}: it is a plain function, which runs in a thread, and nothing can stop a "
+                f"thread; make it async, or say abandon_on_cancel=True or processes=True"
+            )
+
+
+def _names_of_limits(uses: object, stage: str) -> tuple[str, ...]:
+    where = f"uses= of stage {stage!r}"
+    if isinstance(uses, str):
+        uses = (uses,)
+    if not isinstance(uses, (list, tuple, set, frozenset)):
+        raise DefinitionError(f"{where} takes the name of a limit, or several, not {uses!r}")
+    names = [check_name(name, where) for name in cast("Iterable[object]", uses)]
+    # All stages take their limits in the same order, so that no two can wait for each other.
+    return tuple(sorted(set(names)))

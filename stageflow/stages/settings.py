@@ -1,0 +1,94 @@
+"""`Settings`: what a pipeline says for all of its stages, and for its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import cast, final
+
+import attrs
+
+from stageflow.errors import DefinitionError
+from stageflow.frozen import FrozenDict
+from stageflow.stages.interceptor import Interceptor
+from stageflow.stages.limit import Limit
+from stageflow.stages.policy import OnFailure, check_count, check_member, check_name, check_timeout
+
+__all__ = ["CLEANUP_TIMEOUT", "DEFAULT_TIMEOUT", "Settings"]
+
+DEFAULT_TIMEOUT = 30.0
+"""The limit in seconds on a stage of which neither it nor its pipeline says anything."""
+CLEANUP_TIMEOUT = 5.0
+"""The seconds that the cleanup of a stage may take if its pipeline says nothing."""
+
+
+def _on_failure(value: OnFailure | str) -> OnFailure:
+    if value in {OnFailure.TOLERATE, OnFailure.TOLERATE.value}:
+        raise DefinitionError('on_failure="tolerate" is for single stages: say it in with_stage()')
+    return check_member(OnFailure, value, "on_failure=", without=(OnFailure.TOLERATE,))
+
+
+def _default_timeout(value: float | None) -> float | None:
+    return check_timeout(value, "default_timeout=")
+
+
+def _deadline(value: float | None) -> float | None:
+    return check_timeout(value, "deadline=")
+
+
+def _cleanup_timeout(value: float) -> float:
+    found = check_timeout(value, "cleanup_timeout=")
+    if found is None:
+        raise DefinitionError("cleanup_timeout= takes seconds: without a limit, nobody could end what is shielded")
+    return found
+
+
+def _interceptors(value: Iterable[Interceptor]) -> tuple[Interceptor, ...]:
+    if not isinstance(cast("object", value), Iterable):
+        raise DefinitionError(f"interceptors= takes a list of interceptors, outermost first, not {value!r}")
+    found = tuple(value)
+    for each in found:
+        if isinstance(each, type) or not callable(each):
+            raise DefinitionError(
+                f"interceptors= takes objects with `async def __call__(self, ctx, proceed)`, not {each!r}"
+            )
+    return found
+
+
+def _limits(value: Mapping[str, int | Limit]) -> Mapping[str, int | Limit]:
+    if not isinstance(cast("object", value), Mapping):
+        raise DefinitionError(f'limits= takes a mapping, as in limits={{"gpu": 2}}, not {value!r}')
+    for name, limit in value.items():
+        check_name(name, "limits=")
+        if not isinstance(limit, Limit):
+            check_count(limit, f"limits= for {name!r}")
+    return FrozenDict(value)
+
+
+def _max_running(value: int | None) -> int | None:
+    return None if value is None else check_count(value, "max_running=")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Settings:
+    """What a pipeline says for all of its stages, and for its runs, checked.
+
+    Attributes:
+        on_failure: What the failure of a stage means that does not say so itself.
+        default_timeout: The limit in seconds on a stage that does not say so itself; `None` for none.
+        deadline: The seconds that a run may take; `None` for no such limit.
+        cleanup_timeout: The seconds that the cleanup of one attempt may take.
+        interceptors: What is put around every stage, outermost first.
+        limits: How many stages may use a thing at once, by its name.
+        max_running: How many stages of a run may run at once; `None` for all that can.
+        branch_deadlines: The seconds that a branch may take, by the name of a stage in it.
+    """
+
+    on_failure: OnFailure = attrs.field(default=OnFailure.FAIL_FAST, converter=_on_failure)
+    default_timeout: float | None = attrs.field(default=DEFAULT_TIMEOUT, converter=_default_timeout)
+    deadline: float | None = attrs.field(default=None, converter=_deadline)
+    cleanup_timeout: float = attrs.field(default=CLEANUP_TIMEOUT, converter=_cleanup_timeout)
+    interceptors: tuple[Interceptor, ...] = attrs.field(default=(), converter=_interceptors)
+    limits: Mapping[str, int | Limit] = attrs.field(default=FrozenDict(), converter=_limits)
+    max_running: int | None = attrs.field(default=None, converter=_max_running)
+    branch_deadlines: Mapping[str, float] = FrozenDict()

@@ -1,0 +1,97 @@
+"""Stages that are plain functions: they run in a worker thread, or in a process of their own."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, final
+
+import attrs
+import trio
+
+from stageflow.context import ContextSnapshot
+from stageflow.errors import DefinitionError, ProcessKilledError
+from stageflow.output import Artifact, StageOutput
+
+if TYPE_CHECKING:
+    from stageflow.context import StageContext
+    from stageflow.stages.runner import NativeBody
+
+__all__ = ["ProcessContext", "in_process", "in_thread"]
+
+
+def in_thread(function: Callable[[StageContext], Any], *, abandon_on_cancel: bool) -> NativeBody:
+    """Gives the async function that runs a plain one in a worker thread, under Trio's default limiter of threads."""
+
+    async def body(ctx: StageContext) -> Any:
+        return await trio.to_thread.run_sync(function, ctx, abandon_on_cancel=abandon_on_cancel)
+
+    return body
+
+
+def in_process(function: Callable[[Any], Any], name: str) -> NativeBody:
+    """Gives the async function that runs a plain one in a worker process, which is killed if the stage is cancelled.
+
+    Raises:
+        DefinitionError: trio-parallel is not installed.
+    """
+    try:
+        trio_parallel: Any = importlib.import_module("trio_parallel")  # an extra, and without types
+    except ImportError:
+        raise DefinitionError(
+            f"stage {name!r} says processes=True, which needs trio-parallel: pip install 'stageflow[processes]'"
+        ) from None
+
+    async def body(ctx: StageContext) -> Any:
+        try:
+            return await trio_parallel.run_sync(function, ProcessContext.of(ctx), kill_on_cancel=True)
+        except trio_parallel.BrokenWorkerError as error:
+            code = getattr(error.args[-1] if error.args else None, "exitcode", None)
+            raise ProcessKilledError(stage=ctx.stage, exit_code=code) from error
+
+    return body
+
+
+@final
+@attrs.frozen(kw_only=True)
+class ProcessContext:
+    """What a stage with ``processes=True`` gets: a picklable copy of what its `StageContext` says.
+
+    It has nothing that would need the run itself: no timer, no nursery, no way to save partial output.
+
+    Attributes:
+        run_id: The run's id.
+        correlation_id: What ties this run to others.
+        tenant: On whose behalf the run goes.
+        data: The run's input.
+        snapshot: The state around the run.
+        artifacts: The artifacts so far.
+        metadata: Whatever else is known of the run.
+        stage: The stage's name.
+        branch: The branch it is in.
+        inputs: The outputs of the stages it comes after.
+        attempt: Which try this is, from 1.
+        feedback: Why it runs again, if a guard has sent it back.
+        idempotency_key: The same on every try of this stage in this run, and nowhere else.
+    """
+
+    run_id: str
+    correlation_id: str
+    tenant: str | None
+    data: Any
+    snapshot: ContextSnapshot
+    artifacts: tuple[Artifact, ...]
+    metadata: Mapping[str, Any]
+    stage: str
+    branch: str
+    inputs: Mapping[str, StageOutput]
+    attempt: int
+    feedback: str | None
+    idempotency_key: str
+
+    @classmethod
+    def of(cls, ctx: StageContext) -> ProcessContext:
+        """Copies what a context says."""
+        values: dict[str, Any] = {field.name: getattr(ctx, field.name) for field in attrs.fields(cls)}
+        values["inputs"] = dict(ctx.inputs)
+        return cls(**values)
