@@ -150,7 +150,7 @@ class IdempotencyInterceptor:
         if work is None:
             work = self._going[scope] = _Work(parameters)
             return await self._do(work, scope, proceed)
-        if not work.parameters == parameters:  # noqa: SIM201  # `!=` may be something else
+        if not work.parameters == parameters:  # `!=` may be something else
             raise IdempotencyConflictError(key, stage=ctx.stage)
         if work.output is None:
             await work.waiting.park()

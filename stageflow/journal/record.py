@@ -122,7 +122,7 @@ class Attempt:
 
 
 @final
-@attrs.define(eq=False)
+@attrs.define
 class Details:
     """What only few stages have, kept apart from their records.
 

@@ -167,16 +167,12 @@ def declare(
     on_failure: OnFailure | Default | str = given.get("on_failure", DEFAULT)
     function = runner.function if isinstance(runner, StageFunction) else runner
     plain = is_plain(function)
+    abandon, processes = bool(given.get("abandon_on_cancel", False)), bool(given.get("processes", False))
     _check_limits_of_plain(title, given, plain=plain)
     return StageSpec(
         name=title,
         runner=runner,
-        body=body_of(
-            function,
-            title,
-            abandon_on_cancel=bool(given.get("abandon_on_cancel", False)),
-            processes=bool(given.get("processes", False)),
-        ),
+        body=body_of(function, title, abandon_on_cancel=abandon, processes=processes),
         kind=check_member(StageKind, given.get("kind", StageKind.TRANSFORM), f"kind= of stage {title!r}"),
         after=edges,
         join=join,
@@ -190,8 +186,10 @@ def declare(
         else check_member(OnFailure, on_failure, f"on_failure= of stage {title!r}"),
         uses=_names_of_limits(given.get("uses", ()), title),
         priority=priority,
+        abandon_on_cancel=abandon,
+        processes=processes,
+        plain=plain,
         unlimited=plain or unlimited,
-        stoppable=not plain or bool(given.get("abandon_on_cancel") or given.get("processes")),
         declared_at=None if frame is None else (frame.f_code.co_filename, frame.f_lineno),
     )
 

@@ -74,8 +74,10 @@ class StageSpec:
         on_failure: What its failure means, or `DEFAULT` for what the pipeline says.
         uses: What it takes of the pipeline's limits while it runs.
         priority: Who goes first among those that wait for a limit: the greater.
+        abandon_on_cancel: For a plain function: whether its thread is left to itself if the stage is cancelled.
+        processes: For a plain function: whether it runs in a process.
+        plain: Whether it is a plain function.
         unlimited: Whether the pipeline's default limit is not for it: it is a plain function, or runs others.
-        stoppable: Whether it can be cancelled while it runs, so that there can be a limit on it.
         declared_at: The file and line where that was written.
     """
 
@@ -93,9 +95,16 @@ class StageSpec:
     on_failure: OnFailure | Default = DEFAULT
     uses: tuple[str, ...] = ()
     priority: int = 0
+    abandon_on_cancel: bool = False
+    processes: bool = False
+    plain: bool = False
     unlimited: bool = False
-    stoppable: bool = True
     declared_at: tuple[str, int] | None = attrs.field(default=None, repr=False, eq=False)
+
+    @property
+    def stoppable(self) -> bool:
+        """Whether it can be cancelled while it runs, so that there can be a limit on it."""
+        return not self.plain or self.abandon_on_cancel or self.processes
 
     @property
     def where(self) -> str:
