@@ -206,6 +206,8 @@ class BranchRun:
         if record is not None:
             if not record.state.settled:
                 state = StageState.CANCELLED if record.error is None else StageState.FAILED
+                if record.started is None:  # it was still waiting for its turn
+                    state = StageState.SKIPPED
                 execution.collector.settle(record, state, self.why() or CALLER, now)
             settled.append(strand[walker.at])
             walker.current = None

@@ -205,25 +205,29 @@ class Tries:
             wanted.append(execution.turns)  # last, so that nobody has a turn only to wait for something else
         if not wanted:
             return  # noqa: ASYNC910
-        before = trio.current_time()
-        record = self.record
-        attempts, record.attempts = record.attempts, max(0, record.attempts - (record.details.began is None))
+        record, before = self.record, None
+        attempts, started = record.attempts, record.started
         try:
             for limit in wanted:
                 limit = execution.state.lent.get(limit, limit)  # noqa: PLW2901
-                await limit.take(self._special.priority)
+                if not limit.take_nowait():
+                    if before is None:
+                        before = trio.current_time()
+                        if record.details.began is None:
+                            record.attempts, record.started = 0, None  # it has not been entered yet
+                    await limit.take(self._special.priority)
                 self.held += (limit,)
         except BaseException:
             for taken in reversed(self.held):
                 taken.give_back()
             self.held = ()
             raise
-        record.attempts = attempts
-        waited = trio.current_time() - before
-        if waited:
-            record.more.waited += waited
+        if before is not None:
+            now = trio.current_time()
+            record.more.waited += now - before
             if record.details.began is None:
-                record.started = trio.current_time()
+                started = now
+        record.attempts, record.started = attempts, started
 
     # A guard, and the stage that it sends back
 

@@ -89,9 +89,9 @@ class IdempotencyInterceptor:
     """Has a stage do its work once for each key, and gives later calls with that key the output of then.
 
     A key counts for one tenant, one pipeline and one stage; runs and attempts share it. Only success is remembered:
-    what failed, was skipped or cancelled is done again by the next call. Of calls at the same time, one is made, and the
-    others wait for it, under their own limits. If it does not succeed, nobody but its caller hears of that: the one that
-    has waited longest makes the call then.
+    what failed, was skipped or cancelled is done again by the next call. Of calls at the same time, one is made, and
+    the others wait for it, under their own limits. If it does not succeed, nobody but its caller hears of that: the one
+    that has waited longest makes the call then.
 
     An output that is given again is all that comes again: the stage is not entered, so there are no partial output, no
     artifacts, no cleanup.
@@ -150,7 +150,7 @@ class IdempotencyInterceptor:
         if work is None:
             work = self._going[scope] = _Work(parameters)
             return await self._do(work, scope, proceed)
-        if not work.parameters == parameters:  # `!=` may be something else
+        if not work.parameters == parameters:  # and not `!=`, which may be something else
             raise IdempotencyConflictError(key, stage=ctx.stage)
         if work.output is None:
             await work.waiting.park()

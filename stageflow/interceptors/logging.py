@@ -56,8 +56,9 @@ class LoggingInterceptor:
     The attributes of a record, for those who format or filter: ``stageflow_pipeline``, ``stageflow_stage``,
     ``stageflow_run_id``, ``stageflow_correlation_id``, ``stageflow_tenant``, ``stageflow_attempt`` and
     ``stageflow_status``, which is ``"started"``, a value of `StageStatus`, ``"error"`` or ``"cancelled"``. At the end
-    also ``stageflow_duration``, in seconds on Trio's clock; and ``stageflow_data``, what the output carries, if that was
-    asked for. Otherwise no input and no output is in any record, unless a stage writes it into a reason or an exception.
+    also ``stageflow_duration``, in seconds on Trio's clock; and ``stageflow_data``, what the output carries, if that
+    was asked for. Otherwise no input and no output is in any record, unless a stage writes it into a reason or an
+    exception.
 
     It costs next to nothing where the logger is not enabled for the level.
 

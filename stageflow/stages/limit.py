@@ -9,7 +9,15 @@ from typing import cast, final
 
 import attrs
 import trio
-from trio.lowlevel import Abort, Task, checkpoint_if_cancelled, current_task, reschedule, wait_task_rescheduled
+from trio.lowlevel import (
+    Abort,
+    Task,
+    cancel_shielded_checkpoint,
+    checkpoint_if_cancelled,
+    current_task,
+    reschedule,
+    wait_task_rescheduled,
+)
 
 from stageflow.errors import DefinitionError
 from stageflow.stages.policy import check_count
@@ -60,6 +68,13 @@ class Limit:
         """How many are waiting."""
         return sum(waiter.task is not None for waiter in self._waiting)
 
+    def take_nowait(self) -> bool:
+        """Takes a token if there is one, and tells whether there was."""
+        if not self._free:
+            return False
+        self._free -= 1
+        return True
+
     async def take(self, priority: int = 0) -> None:
         """Takes a token, and waits for one if there is none.
 
@@ -70,9 +85,9 @@ class Limit:
             trio.Cancelled: Nothing was taken then.
         """
         await checkpoint_if_cancelled()
-        if self._free:
-            self._free -= 1
-            return  # noqa: ASYNC910  # a stage that need not wait shall not lose its turn
+        if self.take_nowait():
+            await cancel_shielded_checkpoint()
+            return
         aged = 0.0 if self._ageing == math.inf else trio.current_time() / self._ageing
         waiter = _Waiter(aged - priority, next(self._turns), current_task())
         heapq.heappush(self._waiting, waiter)

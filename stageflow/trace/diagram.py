@@ -144,6 +144,16 @@ def _notes(graph: Graph, spec: StageSpec) -> list[str]:
         notes.append(f"when {_name_of(spec.when)}")
     if not isinstance(spec.timeout, Default) and spec.timeout != graph.settings.default_timeout:
         notes.append("no timeout" if spec.timeout is None else f"timeout {spec.timeout:g} s")
+    if spec.total_timeout is not None:
+        notes.append(f"total timeout {spec.total_timeout:g} s")
+    if spec.heartbeat is not None:
+        notes.append(f"heartbeat {spec.heartbeat:g} s")
+    if spec.retry is not None:
+        notes.append(f"up to {spec.retry.attempts} attempts")
+    if spec.uses:
+        notes.append(f"uses {listed(spec.uses, 5)}")
+    if spec.priority:
+        notes.append(f"priority {spec.priority}")
     if not isinstance(spec.on_failure, Default) and spec.on_failure is not graph.settings.on_failure:
         notes.append(f"on failure {spec.on_failure.value}")
     return notes

@@ -224,7 +224,26 @@ def _details(record: StageRecord) -> list[str]:
         parts.append("ended by itself while being cancelled")
     if record.partial and record.output is None:
         parts.append(f"partial: {listed(list(map(str, record.partial)), 8)}")
+    parts += _more(record)
     return [part for part in parts if part]
+
+
+def _more(record: StageRecord) -> list[str]:
+    """What there is to say of a stage that few others have."""
+    details = record.details
+    parts: list[str] = []
+    if details.earlier:
+        parts.append(f"attempt {record.attempts}, the one before: {one_line(details.earlier[-1].reason or '')}")
+    if details.waited:
+        parts.append(f"waited {duration(details.waited)} for its turn")
+    if details.items:
+        parts.append(f"without output: {listed([item.name for item in details.items.values()], 4)}")
+    if details.overran:
+        parts.append(f"its cleanup took too long: {listed(details.overran, 4)}")
+    runs = len(details.children)
+    if runs:
+        parts.append(f"{runs} run{'s'[: runs > 1]} within, the last {details.children[-1].status.value}")
+    return parts
 
 
 def _summary(records: Sequence[StageRecord]) -> str:

@@ -18,6 +18,8 @@ __all__ = ["ascii_only", "duration", "durations", "in_words", "listed", "one_lin
 _ENDED = {
     CauseKind.FAILURE: "failed",
     CauseKind.TIMEOUT: "timed out",
+    CauseKind.HEARTBEAT: "gave no sign of life",
+    CauseKind.DEADLINE: "reached its deadline",
     CauseKind.CONTRACT: "returned what it may not",
     CauseKind.SKIP: "was skipped",
     CauseKind.CONDITION: "was skipped",
