@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from stageflow.engine.execution import Execution
+    from stageflow.graph import Branch
     from stageflow.journal import Cause
 
 __all__ = ["Scheduler"]
@@ -107,34 +108,39 @@ class Scheduler:
     ) -> Sequence[tuple[int, Cause | None]]:
         """Starts a branch, or skips what cannot do without the output that is `absent`; gives what was skipped."""
         plan = self._shape.branches[branch]
-        strand, execution = plan.strand, self._execution
-        if self._branches[branch] is not None or self._slots[strand[0]] is not None:
+        if self._branches[branch] is not None or self._slots[plan.strand[0]] is not None:
             return ()  # that was decided before
         if branch in self.cut_ahead:
             return self.skip(self.unsettled_in(branch), self.cut_ahead[branch])
+        execution = self._execution
         if execution.ending is not None or execution.drained is not None:
             return ()  # whoever closes around it will settle it
-        if absent is not None and not self._plan.revives[branch]:
+        if absent is None:
+            self._launch(branch, plan, 0, leaving)
+            return ()
+        strand = plan.strand
+        if not self._plan.revives[branch]:
             return self.skip(strand, absent)
-        at = 0
-        if absent is not None:
-            # Something in it can do without the output of its first stage. If that is not on the strand, but below, the
-            # branch is started nevertheless, for its nursery.
-            at = next((at for at, number in enumerate(strand) if self._plan.starts_bare[number]), len(strand))
+        # Something in it can do without the output of its first stage. If that is not on the strand, but below, the
+        # branch is started nevertheless, for its nursery.
+        at = next((at for at, number in enumerate(strand) if self._plan.starts_bare[number]), len(strand))
+        self._launch(branch, plan, at, leaving)
+        return self.skip(strand[:at], absent)
 
+    def _launch(self, branch: int, plan: Branch, at: int, leaving: BranchRun | None) -> None:
         parent = self._branches[plan.parent or TRUNK]
         assert parent is not None
-        self._branches[branch] = run = BranchRun(execution, parent, plan, at)
-        if absent is None and self._plan.early[strand[0]]:
-            names = (self._shape.names[other] for other in self._shape.dependencies[strand[0]])
-            run.present = tuple(name for name in names if name in execution.collector.outputs)
-        if parent.nursery is None:
+        self._branches[branch] = run = BranchRun(self._execution, parent, plan, at)
+        if plan.joins and at == 0 and self._plan.early[plan.strand[0]]:
+            names = (self._shape.names[other] for other in self._shape.dependencies[plan.strand[0]])
+            run.present = tuple(name for name in names if name in self._execution.collector.outputs)
+        nursery = parent.nursery
+        if nursery is None:
             parent.early_children += (run,)
         elif leaving is not None and leaving.parent is parent and leaving.successor is None:
             leaving.successor = run
         else:
-            self.start(run, parent.nursery)
-        return () if absent is None else self.skip(strand[:at], absent)
+            self.start(run, nursery)
 
     def start(self, run: BranchRun, nursery: trio.Nursery) -> None:
         """Starts the task of a branch in its parent's nursery."""

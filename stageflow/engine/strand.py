@@ -117,8 +117,9 @@ class Walker:
                     while True:
                         ending: StageOutput | None = None
                         now = trio.current_time()
+                        strand = self.branch.strand
                         # A short limit is better set when the stage is there.
-                        limit = limits[self.branch.strand[self.at]] if self.at < len(self.branch.strand) else math.inf
+                        limit = limits[strand[self.at]] if self.at < len(strand) else math.inf
                         self._armed = now + (limit if limit > _LONGEST_TURN else math.inf)
                         with trio.CancelScope(deadline=self._armed) as self._scope:
                             ending = await self._walk(now)
@@ -159,6 +160,7 @@ class Walker:
             or branch.parent is None
             or branch.interrupted
             or branch.unheard
+            or branch.expires < math.inf
             or self.nursery.cancel_scope.cancel_called
             or self._scope.cancel_called
         )
