@@ -47,7 +47,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def typing(session: nox.Session) -> None:
     """Check types, with both mypy and pyright."""
-    session.install(".[cli]", *group("typing"))
+    session.install(".[cli,processes]", *group("typing"))
     session.run("mypy", *(place for place in LIBRARY + AROUND if Path(place).exists()))
     session.run("pyright")
 
@@ -55,7 +55,7 @@ def typing(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests, the examples, and the Python in the documentation."""
-    session.install(".[cli]", *group("tests"))
+    session.install(".[cli,processes]", *group("tests"))
     session.run("pytest", *session.posargs)
 
 

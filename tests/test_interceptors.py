@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,14 +11,20 @@ import attrs
 import pytest
 import trio
 import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock
 
 from stageflow import (
     ContractViolation,
     DefinitionError,
+    IdempotencyConflictError,
+    Interceptor,
     Pipeline,
     PipelineContext,
     PipelineResults,
     PipelineTerminated,
+    Retry,
     StageContext,
     StageExecutionError,
     StageKind,
@@ -27,7 +32,6 @@ from stageflow import (
     StageStatus,
     StageTimeoutError,
 )
-from stageflow.errors import IdempotencyConflictError
 from stageflow.interceptors import (
     IdempotencyInterceptor,
     LoggingInterceptor,
@@ -35,11 +39,10 @@ from stageflow.interceptors import (
     MetricsInterceptor,
     TimeoutInterceptor,
 )
-from stageflow.stages import Interceptor, Retry
 from tests.stages import CANCELLED, FAILED, OK, SKIPPED, Witness, duration, gives, raises, results_of, sleeps, states
 
 if TYPE_CHECKING:
-    from trio.testing import MockClock
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     from stageflow.stages import Body, Proceed
 
@@ -312,10 +315,10 @@ BAD: list[tuple[Callable[..., object], tuple[Any, ...], dict[str, Any], str]] = 
     (IdempotencyInterceptor, (None,), {}, f"IdempotencyInterceptor(key=...) {NO_FUNCTION} None"),
     (IdempotencyInterceptor, (no_argument,), {}, f"(key=...) {NO_FUNCTION} function no_argument"),
     (IdempotencyInterceptor, (asynchronous,), {}, f"(key=...) {NO_FUNCTION} function asynchronous"),
-    (IdempotencyInterceptor, (str,), {"parameters": asynchronous}, f"(parameters=...) {NO_FUNCTION} function asynchron"),
+    (IdempotencyInterceptor, (str,), {"parameters": asynchronous}, f"(parameters=...) {NO_FUNCTION} function async"),
     (IdempotencyInterceptor, (str,), {"parameters": 5}, f"IdempotencyInterceptor(parameters=...) {NO_FUNCTION} 5"),
     (IdempotencyInterceptor, (str,), {"names": [""]}, "IdempotencyInterceptor(names=...) needs a name without white"),
-    (IdempotencyInterceptor, (str,), {"keep": 0}, "IdempotencyInterceptor(keep=...) needs a whole number of at least 1"),
+    (IdempotencyInterceptor, (str,), {"keep": 0}, "(keep=...) needs a whole number of at least 1, not 0"),
     (IdempotencyInterceptor, (str,), {"keep": math.inf}, "(keep=...) needs a whole number of at least 1, not inf"),
 ]
 
@@ -422,12 +425,24 @@ async def test_it_is_for_the_stages_chosen_by_name_or_kind(
     assert {name for name, state in states(results).items() if state is FAILED} == limited
 
 
+async def test_it_shortens_what_a_run_says_of_a_stage_as_well(autojump_clock: MockClock) -> None:
+    graph = around(sleeps(9), TimeoutInterceptor(2)).build()
+    for given in (None, 5):
+        with pytest.raises(StageTimeoutError) as caught:
+            await graph.run(PipelineContext(timeouts={"s": given}))
+        assert (caught.value.limit, caught.value.source) == (2, "TimeoutInterceptor of the pipeline")
+    with pytest.raises(StageTimeoutError) as caught:
+        await graph.run(PipelineContext(timeouts={"s": 1}))
+    assert (caught.value.limit, caught.value.source) == (1, "timeouts= of the PipelineContext")
+
+
 async def test_what_runs_in_a_thread_that_nothing_can_stop_gets_no_limit() -> None:
     def plain(ctx: StageContext) -> None: ...
 
     with pytest.raises(DefinitionError, match="TimeoutInterceptor sets a limit on stage 's'"):
-        around(cast("Any", plain), TimeoutInterceptor(2)).build()
+        around(cast("Any", plain), TimeoutInterceptor(2, names="s")).build()
     around(cast("Any", plain), TimeoutInterceptor(2, names="other")).build()
+    around(cast("Any", plain), TimeoutInterceptor(2)).build()  # which is for what the default limit is for
 
 
 def test_it_says_what_it_is() -> None:
@@ -679,9 +694,10 @@ async def test_how_many_run_goes_up_and_down(autojump_clock: MockClock) -> None:
             nursery.start_soon(pipeline.run)
             await trio.testing.wait_all_tasks_blocked()
             running.append(counts.counted["running", "a"])
-            await trio.sleep(1 + start)
+            await trio.sleep(1 + start / 2)
             running.append(counts.counted["running", "a"])
-    assert running == [1, 1, 2, 0]
+    assert running == [1, 1, 2, 1]
+    assert counts.counted["running", "a"] == 0
 
 
 async def test_labels_are_the_same_for_every_number_of_a_name_and_tell_no_run() -> None:
@@ -722,7 +738,7 @@ def once(**options: Any) -> IdempotencyInterceptor:
 
 
 def calls(witness: Witness, *endings: StageOutput | Exception, seconds: float = 0) -> Body:
-    """A stage that sleeps, and then ends like this at the first call of all, like that at the second; then it succeeds."""
+    """A stage that sleeps, and ends like this at the first call of all, like that at the second; later it succeeds."""
 
     async def body(ctx: StageContext) -> StageOutput:
         number = len(witness.entered)
@@ -776,7 +792,7 @@ class Callers:
 
 
 @asynccontextmanager
-async def callers() -> AsyncIterator[Callers]:
+async def callers() -> AsyncGenerator[Callers]:
     async with trio.open_nursery() as nursery:
         yield Callers(nursery)
 
@@ -892,8 +908,6 @@ async def test_a_first_that_is_cancelled_hands_over(autojump_clock: MockClock) -
 
 
 async def test_a_first_at_its_limit_hands_over(autojump_clock: MockClock) -> None:
-    pipeline = around(calls(Witness(), seconds=3), once(), timeout=5)
-    slow = around(calls(Witness(), seconds=9), once(), timeout=5)
     interceptor = once()
     slow = around(sleeps(9), interceptor, timeout=5)
     pipeline = around(sleeps(1), interceptor, timeout=None)
@@ -950,8 +964,7 @@ async def test_a_turn_given_to_one_that_is_cancelled_just_then_is_not_lost(
     witness, interceptor, broken = Witness(), once(), ValueError("bad")
     pipeline = around(calls(witness, broken, seconds=3), cancels_the_next, interceptor)
     async with callers() as beside:
-        for _ in range(1 + waiting):
-            found.append(await beside.call(pipeline))
+        found += [await beside.call(pipeline) for _ in range(1 + waiting)]
     last = [({"call": 3}, 6)] if waiting == 2 else []
     assert [(caller.said, caller.ended) for caller in found] == [(broken, 3), ("cancelled", 3), *last]
     assert left(interceptor) == (0, waiting - 1)
@@ -1116,3 +1129,67 @@ async def test_a_duplicate_is_cancelled_with_its_own_run_only(autojump_clock: Mo
     assert first.error is not None
     assert states(first.error.results) == {"s": CANCELLED, "bad": FAILED}
     assert (second.said, second.ended) == ({"by": "s"}, 3)
+
+
+@attrs.frozen
+class Plan:
+    """When a call begins, how long it takes if it is made, whether it succeeds then, and when it is cancelled."""
+
+    begins: int
+    takes: int
+    succeeds: bool
+    patience: float
+
+
+PLANS = st.lists(
+    st.builds(Plan, st.integers(0, 4), st.integers(0, 3), st.booleans(), st.sampled_from([0, 1, 2, 3, math.inf])),
+    max_size=7,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(PLANS)
+def test_of_all_calls_with_a_key_one_at_a_time_is_made_until_one_has_succeeded(plans: list[Plan]) -> None:
+    entered: list[int] = []
+    succeeded: list[int] = []
+    inside = 0
+
+    async def body(ctx: StageContext) -> StageOutput:
+        nonlocal inside
+        number: int = ctx.metadata["number"]
+        assert (inside, succeeded) == (0, [])
+        inside += 1
+        entered.append(number)
+        try:
+            await trio.sleep(plans[number].takes)
+            if not plans[number].succeeds:
+                return StageOutput.fail(f"{number}")
+        finally:
+            inside -= 1
+        succeeded.append(number)
+        return StageOutput.ok(by=number)
+
+    interceptor = once()
+    pipeline = around(body, interceptor, timeout=None)
+    found: dict[int, Caller] = {}
+
+    async def begin(number: int, beside: Callers) -> None:
+        plan = plans[number]
+        await trio.sleep(plan.begins)
+        found[number] = await beside.call(pipeline, metadata={"number": number})
+        found[number].scope.deadline = plan.begins + plan.patience
+
+    async def main() -> None:
+        async with callers() as beside, trio.open_nursery() as nursery:
+            for number in range(len(plans)):
+                nursery.start_soon(begin, number, beside)
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert left(interceptor) == (0, len(succeeded))
+    for number, caller in found.items():
+        if caller.results is not None:
+            assert [caller.said["by"]] == succeeded
+        elif caller.error is not None:
+            assert str(caller.said) == f"{number}"
+        else:
+            assert plans[number].patience < math.inf

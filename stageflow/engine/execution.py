@@ -20,7 +20,7 @@ from stageflow.errors import DefinitionError, MissingOutputError, UnknownStageEr
 from stageflow.graph import armed, limit_on
 from stageflow.graph.branches import TRUNK
 from stageflow.journal import Cause, CauseKind, RunStatus, StageRecord, StageState
-from stageflow.stages import Limit, OnFailure
+from stageflow.stages import DEFAULT, Limit, OnFailure
 from stageflow.stages.policy import check_timeout
 
 if TYPE_CHECKING:
@@ -153,14 +153,13 @@ class Execution:
                     f"PipelineContext(timeouts=...) sets a limit on {self.graph.stages[name].where}, which runs in a "
                     f"thread that nothing can stop; declare it with abandon_on_cancel=True or processes=True"
                 )
-            found[self.shape.index[name]] = math.inf if limit is None else limit
+            found[self.shape.index[name]], _ = limit_on(self.graph.stages[name], self.graph.settings, limit)
         return found
 
     def source_of(self, stage: str) -> str:
         """Says what has set the limit on the attempts of a stage."""
-        if stage in self.state.origin.timeouts:
-            return "timeouts= of the PipelineContext"
-        return limit_on(self.graph.stages[stage], self.graph.settings)[1]
+        given = self.state.origin.timeouts.get(stage, DEFAULT)
+        return limit_on(self.graph.stages[stage], self.graph.settings, given)[1]
 
     async def execute(self) -> None:
         """Runs the graph. Afterwards every stage has settled, whatever has happened.

@@ -12,7 +12,7 @@ import attrs
 
 from stageflow.errors import DefinitionError, UnknownStageError
 from stageflow.graph.branches import Branch
-from stageflow.stages import Default, Join, OnFailure, Retry, Settings, StageKind, StageSpec
+from stageflow.stages import Default, Join, OnFailure, Retry, Settings, StageSpec
 from stageflow.stages.interceptor import intercepted
 from stageflow.stages.runner import NativeBody
 from stageflow.stages.stage import Condition
@@ -167,13 +167,20 @@ def armed(specials: Sequence[Special | None], timeouts: Sequence[float]) -> tupl
     )
 
 
-def limit_on(spec: StageSpec, settings: Settings) -> tuple[float, str]:
+def limit_on(spec: StageSpec, settings: Settings, given: float | Default | None = Default.DEFAULT) -> tuple[float, str]:
     """Gives the limit on an attempt of a stage, in seconds, and what has set it.
+
+    Args:
+        spec: The stage.
+        settings: What its pipeline says.
+        given: What a run says in place of the stage; `None` for no limit.
 
     Raises:
         DefinitionError: An interceptor sets one on a stage that cannot be stopped.
     """
-    if not isinstance(spec.timeout, Default):
+    if not isinstance(given, Default):
+        limit, source = given, "timeouts= of the PipelineContext"
+    elif not isinstance(spec.timeout, Default):
         limit, source = spec.timeout, f"timeout= of {spec.where}"
     elif spec.unlimited:
         limit, source = None, "nothing"
@@ -181,8 +188,8 @@ def limit_on(spec: StageSpec, settings: Settings) -> tuple[float, str]:
         limit, source = settings.default_timeout, "default_timeout= of the pipeline"
     nearest = math.inf if limit is None else limit
     for interceptor in settings.interceptors:
-        limit_of: Callable[[str, StageKind], float | None] | None = getattr(interceptor, "limit_of", None)
-        other = None if limit_of is None else limit_of(spec.name, spec.kind)
+        limit_of: Callable[[StageSpec], float | None] | None = getattr(interceptor, "limit_of", None)
+        other = None if limit_of is None else limit_of(spec)
         if other is not None and other < nearest:
             if not spec.stoppable:
                 raise DefinitionError(

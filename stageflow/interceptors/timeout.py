@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from stageflow.context import StageContext
     from stageflow.output import StageOutput
-    from stageflow.stages import Proceed
+    from stageflow.stages import Proceed, StageSpec
 
 __all__ = ["TimeoutInterceptor"]
 
@@ -39,14 +39,15 @@ def _kinds(value: StageKind | str | Iterable[StageKind | str]) -> tuple[StageKin
 @final
 @attrs.frozen
 class TimeoutInterceptor:
-    """Sets a limit on each attempt of the stages chosen by name or by kind; of all stages, if none are chosen.
+    """Sets a limit on each attempt of the stages chosen by name or by kind.
+
+    If none are chosen, it is for all that a pipeline's default limit is for: async stages, but not plain functions, and
+    not what runs others, which are nested pipelines and maps.
 
     The limit is the engine's own, as if the stage had declared it with ``timeout=``: it ends in a `StageTimeoutError`,
     whose `source` names this class; the stage sees it in ``ctx.timer``, and can extend it. Of all limits on a stage the
     nearest counts, so this one shortens and never lengthens. It covers the whole attempt, and with it all interceptors,
     wherever in their order this one stands.
-
-    What is not shortened: a stage on which the run itself sets a limit, with ``PipelineContext(timeouts=...)``.
 
     Attributes:
         seconds: The limit, in seconds; 0 expires at the first checkpoint.
@@ -68,15 +69,11 @@ class TimeoutInterceptor:
     names: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=_names)
     kinds: tuple[StageKind, ...] = attrs.field(default=(), kw_only=True, converter=_kinds)
 
-    def limit_of(self, name: str, kind: StageKind) -> float | None:
-        """Gives the limit on a stage in seconds, or `None` if this sets none on it.
-
-        Args:
-            name: The stage's name.
-            kind: Its kind.
-        """
-        everywhere = not self.names and not self.kinds
-        return self.seconds if everywhere or name in self.names or kind in self.kinds else None
+    def limit_of(self, spec: StageSpec) -> float | None:
+        """Gives the limit on a stage in seconds, or `None` if this sets none on it."""
+        if not self.names and not self.kinds:
+            return None if spec.unlimited else self.seconds
+        return self.seconds if spec.name in self.names or spec.kind in self.kinds else None
 
     async def __call__(self, ctx: StageContext, proceed: Proceed) -> StageOutput:  # noqa: ARG002
         """Proceeds, and does nothing else: the engine has set the limit, and ends the attempt when it is reached.

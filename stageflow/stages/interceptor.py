@@ -27,7 +27,7 @@ class Interceptor(Protocol):
     returned; what it raises is the stage's failure. If it does not call `proceed`, the stage is not entered, and the
     interceptor alone decides. It must let `trio.Cancelled` through, like every stage.
 
-    An interceptor that has a method ``limit_of(name, kind)`` also shortens the limits of stages, through the engine's
+    An interceptor that has a method ``limit_of(spec)`` also shortens the limits of stages, through the engine's
     own machinery: see `TimeoutInterceptor`.
     """
 

@@ -12,6 +12,7 @@ from stageflow.frozen import FrozenDict
 from stageflow.stages.interceptor import Interceptor
 from stageflow.stages.limit import Limit
 from stageflow.stages.policy import OnFailure, check_count, check_member, check_name, check_timeout
+from stageflow.stages.runner import is_plain
 
 __all__ = ["CLEANUP_TIMEOUT", "DEFAULT_TIMEOUT", "Settings"]
 
@@ -47,7 +48,7 @@ def _interceptors(value: Iterable[Interceptor]) -> tuple[Interceptor, ...]:
         raise DefinitionError(f"interceptors= takes a list of interceptors, outermost first, not {value!r}")
     found = tuple(value)
     for each in found:
-        if isinstance(each, type) or not callable(each):
+        if isinstance(each, type) or not callable(each) or is_plain(each):
             raise DefinitionError(
                 f"interceptors= takes objects with `async def __call__(self, ctx, proceed)`, not {each!r}"
             )
