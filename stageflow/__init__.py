@@ -4,7 +4,16 @@ Declare stages and what each comes after; run them, each the moment its inputs a
 ends the run, everything that had finished.
 """
 
-from stageflow.context import Context, ContextSnapshot, OutputBag, PipelineContext, PipelineTimer, StageContext
+from stageflow.context import (
+    Change,
+    Context,
+    ContextSnapshot,
+    Delta,
+    OutputBag,
+    PipelineContext,
+    PipelineTimer,
+    StageContext,
+)
 from stageflow.engine import PipelineResults, Run
 from stageflow.errors import (
     ContractViolation,
@@ -12,6 +21,7 @@ from stageflow.errors import (
     DefinitionError,
     DefinitionWarning,
     DuplicateStageError,
+    Fault,
     IdempotencyConflictError,
     MaxDepthError,
     MissingOutputError,
@@ -22,6 +32,7 @@ from stageflow.errors import (
     StageflowError,
     StageTimeoutError,
     StagnationError,
+    TenantMismatchError,
     UnifiedPipelineCancelled,
     UnknownStageError,
 )
@@ -30,6 +41,8 @@ from stageflow.journal import Attempt, Cause, CauseKind, RunStatus, StageRecord,
 from stageflow.output import Artifact, StageOutput, StageStatus
 from stageflow.pipeline import Pipeline, StageGraph, run_stage
 from stageflow.stages import (
+    Breaks,
+    Difference,
     Interceptor,
     Join,
     Limit,
@@ -40,6 +53,7 @@ from stageflow.stages import (
     StageKind,
     StageOptions,
     StageSpec,
+    compatibility,
     optional,
     stage,
 )
@@ -50,15 +64,20 @@ PipelineCancelled = UnifiedPipelineCancelled
 __all__ = [
     "Artifact",
     "Attempt",
+    "Breaks",
     "Cause",
     "CauseKind",
+    "Change",
     "Context",
     "ContextSnapshot",
     "ContractViolation",
     "CycleError",
     "DefinitionError",
     "DefinitionWarning",
+    "Delta",
+    "Difference",
     "DuplicateStageError",
+    "Fault",
     "FrozenDict",
     "FrozenList",
     "IdempotencyConflictError",
@@ -95,9 +114,11 @@ __all__ = [
     "StageTimeoutError",
     "StageflowError",
     "StagnationError",
+    "TenantMismatchError",
     "Trace",
     "UnifiedPipelineCancelled",
     "UnknownStageError",
+    "compatibility",
     "optional",
     "run_stage",
     "stage",

@@ -11,12 +11,13 @@
     │   ├── StageExecutionError                a stage failed; .original .recoverable .failures
     │   │   └── StageTimeoutError (TimeoutError)   .limit .elapsed .source .partial
     │   └── UnifiedPipelineCancelled           somebody cancelled it (also exported as PipelineCancelled)
-    ├── ContractViolation (TypeError)        a stage gave what it may not give; .stage
+    ├── ContractViolation (TypeError)        a stage gave what it may not give; .stage .faults
     ├── MissingOutputError (KeyError)        asked for an output that is not there; .stage .state .reason
     ├── OutputConflictError                  a second output under one name; .stage
     ├── StagnationError                      a guard sent a stage back, and nothing changed; .stage .guard
     ├── ProcessKilledError                   a stage's process died; .stage .exit_code
     ├── MaxDepthError                        runs are nested too deep; .depth
+    ├── TenantMismatchError                  what belongs to one tenant was given to another; .tenant .owner
     └── IdempotencyConflictError             a key was used again for something else; .key .stage
 
 The data of an error is in its attributes; its message says what happened, where, and what to do about it. Every error
@@ -27,6 +28,8 @@ from __future__ import annotations
 
 import difflib
 from typing import TYPE_CHECKING, Any, cast
+
+import attrs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -40,6 +43,7 @@ __all__ = [
     "DefinitionError",
     "DefinitionWarning",
     "DuplicateStageError",
+    "Fault",
     "IdempotencyConflictError",
     "MaxDepthError",
     "MissingOutputError",
@@ -50,6 +54,7 @@ __all__ = [
     "StageTimeoutError",
     "StageflowError",
     "StagnationError",
+    "TenantMismatchError",
     "UnifiedPipelineCancelled",
     "UnknownStageError",
     "in_words",
@@ -193,15 +198,35 @@ class UnifiedPipelineCancelled(PipelineTerminated):
     """A run was cancelled: a stage returned `StageOutput.cancel`, or `Run.cancel` was called."""
 
 
-class ContractViolation(StageflowError, TypeError):
-    """A stage gave something that a stage may not give.
+@attrs.frozen(kw_only=True)
+class Fault:
+    """One way in which a value is not what was declared.
 
     Attributes:
-        stage: The stage's name.
+        path: Where in the value, as one would write it: ``doc.pages[3].title``.
+        found: What is there, in words.
+        wanted: What should be there, in words.
     """
 
-    def __init__(self, message: str, *, stage: str) -> None:
+    path: str
+    found: str
+    wanted: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: wanted {self.wanted}, found {self.found}"
+
+
+class ContractViolation(StageflowError, TypeError):
+    """A stage gave, or was to be given, something other than what is declared, or than a stage may give at all.
+
+    Attributes:
+        stage: The stage's name; `None` for the data of a run.
+        faults: Every way in which it is not what was declared.
+    """
+
+    def __init__(self, message: str, *, stage: str | None, faults: tuple[Fault, ...] = ()) -> None:
         self.stage = stage
+        self.faults = faults
         super().__init__(message)
 
 
@@ -282,6 +307,25 @@ class MaxDepthError(StageflowError):
         super().__init__(
             f"pipeline {pipeline!r} would run at depth {depth}, but runs may be nested {depth - 1} deep; if it does "
             f"not run itself by mistake, run it beside the others, or hand its work up as data"
+        )
+
+
+class TenantMismatchError(StageflowError):
+    """What belongs to one tenant was to be used on behalf of another.
+
+    Attributes:
+        tenant: On whose behalf it was to be used.
+        owner: To whom it belongs.
+    """
+
+    def __init__(self, what: str, *, tenant: str | None, owner: str | None) -> None:
+        self.tenant = tenant
+        self.owner = owner
+        whose = "no tenant" if owner is None else f"tenant {owner!r}"
+        behalf = "no tenant" if tenant is None else f"tenant {tenant!r}"
+        super().__init__(
+            f"{what} belongs to {whose}, and cannot be used on behalf of {behalf}; use it in a run of its own tenant, "
+            f"or hand over a copy of what may be shared"
         )
 
 

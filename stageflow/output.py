@@ -177,6 +177,7 @@ class Artifact:
         uri: Where it is, if it is elsewhere.
         metadata: Whatever else is known of it, deeply frozen.
         stage: The stage that made it; filled in by `StageContext.add_artifact`.
+        tenant: The tenant it belongs to; filled in likewise.
     """
 
     name: str
@@ -185,3 +186,4 @@ class Artifact:
     uri: str | None = None
     metadata: Mapping[str, Any] = attrs.field(default=_NOTHING, converter=freeze)
     stage: str | None = None
+    tenant: str | None = None

@@ -2,8 +2,18 @@
 
 from stageflow.context.bag import OutputBag
 from stageflow.context.context import Context, PipelineContext
+from stageflow.context.delta import Change, Delta
 from stageflow.context.snapshot import ContextSnapshot
 from stageflow.context.stage_context import StageContext
 from stageflow.context.timer import PipelineTimer
 
-__all__ = ["Context", "ContextSnapshot", "OutputBag", "PipelineContext", "PipelineTimer", "StageContext"]
+__all__ = [
+    "Change",
+    "Context",
+    "ContextSnapshot",
+    "Delta",
+    "OutputBag",
+    "PipelineContext",
+    "PipelineTimer",
+    "StageContext",
+]

@@ -11,6 +11,7 @@ import attrs
 
 from stageflow.context.snapshot import ContextSnapshot
 from stageflow.context.timer import PipelineTimer
+from stageflow.errors import TenantMismatchError
 from stageflow.frozen import FrozenDict, freeze
 from stageflow.output import Artifact
 
@@ -112,6 +113,9 @@ class PipelineContext(Context):
         metadata: Whatever else is known; deeply frozen.
         timeouts: The limits in seconds on an attempt of single stages, by name, in place of those they declare; `None`
             is no limit.
+
+    Raises:
+        TenantMismatchError: An artifact is another tenant's.
     """
 
     # pyright wants properties overridden by properties only; a frozen attribute is as good.
@@ -125,6 +129,37 @@ class PipelineContext(Context):
     artifacts: tuple[Artifact, ...] = attrs.field(default=(), converter=_as_tuple)
     metadata: Mapping[str, Any] = attrs.field(default=None, converter=_frozen_mapping)
     timeouts: Mapping[str, float | None] = attrs.field(default=None, converter=_frozen_mapping)
+
+    def __attrs_post_init__(self) -> None:
+        for artifact in self.artifacts:
+            if artifact.tenant is not None and artifact.tenant != self.tenant:
+                raise TenantMismatchError(f"artifact {artifact.name!r}", tenant=self.tenant, owner=artifact.tenant)
+
+    def fork(self, *keys: str, **changes: Any) -> PipelineContext:
+        """Gives a context for another run that belongs to this one.
+
+        Correlation and tenant are the same. The run draws an id of its own. Of the data it sees what is chosen here,
+        and of snapshot, artifacts, metadata and timeouts nothing but what is handed down by name.
+
+        Args:
+            *keys: Which items of the data it shall see.
+            **changes: Attributes of a `PipelineContext` that it shall have; ``data=`` adds to the chosen items.
+
+        Raises:
+            KeyError: The data has no such item.
+            TenantMismatchError: It would be another tenant's.
+            TypeError: There is no such attribute, or there are items to choose, but the data is no mapping.
+        """
+        tenant = changes.pop("tenant", self.tenant)
+        if tenant != self.tenant:
+            raise TenantMismatchError("this context", tenant=tenant, owner=self.tenant)
+        data = changes.pop("data", None)
+        if keys:
+            chosen = {key: self.data[key] for key in keys}
+            data = chosen if data is None else {**chosen, **data}
+        return PipelineContext(
+            data=data, tenant=self.tenant, correlation_id=changes.pop("correlation_id", self.correlation_id), **changes
+        )
 
     @property
     def timer(self) -> PipelineTimer:

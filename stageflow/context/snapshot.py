@@ -7,6 +7,7 @@ from typing import Any, final
 
 import attrs
 
+from stageflow.context.delta import Delta, difference
 from stageflow.frozen import FrozenDict
 
 __all__ = ["ContextSnapshot"]
@@ -21,7 +22,7 @@ def _freeze_values(values: Mapping[str, Any]) -> FrozenDict[str, Any]:
 class ContextSnapshot(Mapping[str, Any]):
     """A version of the state around a run (messages, documents, a profile): an immutable mapping that knows its past.
 
-    Two snapshots are equal if their values are. Going back to an earlier version is using `parent`.
+    Two snapshots are equal if their values are.
 
     Attributes:
         version: How many changes lie behind it; a new snapshot is version 0.
@@ -41,7 +42,41 @@ class ContextSnapshot(Mapping[str, Any]):
 
     def evolve(self, **changes: Any) -> ContextSnapshot:
         """Gives the next version, with these values set. What is not changed is shared, not copied."""
-        following = ContextSnapshot({**self._values, **changes})
+        return self._following({**self._values, **changes})
+
+    def diff(self, earlier: ContextSnapshot) -> Delta:
+        """Gives what has changed from an earlier version to this one, however deep; as large as the change."""
+        return difference(earlier._values, self._values)
+
+    def apply(self, delta: Delta) -> ContextSnapshot:
+        """Gives the next version, with these changes made: ``old.apply(new.diff(old)) == new``.
+
+        Raises:
+            ValueError: A change does not fit this version.
+        """
+        return self._following(delta.apply(self._values))
+
+    def rollback(self, version: int) -> ContextSnapshot:
+        """Gives an earlier version.
+
+        Raises:
+            ValueError: There is none of that number among this one and those before it.
+        """
+        found: ContextSnapshot | None = self
+        while found is not None and found.version != version:
+            found = found.parent
+        if found is None:
+            raise ValueError(f"there is no version {version!r} before this one, which is version {self.version}")
+        return found
+
+    def forget(self) -> ContextSnapshot:
+        """Gives the same version without those before it, which can go then if nobody else holds them."""
+        alone = ContextSnapshot(self._values)
+        object.__setattr__(alone, "version", self.version)
+        return alone
+
+    def _following(self, values: Mapping[str, Any]) -> ContextSnapshot:
+        following = ContextSnapshot(values)
         object.__setattr__(following, "version", self.version + 1)
         object.__setattr__(following, "parent", self)
         return following

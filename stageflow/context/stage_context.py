@@ -11,6 +11,7 @@ from stageflow.context.context import Context, PipelineContext
 from stageflow.context.host import StageHost, StagePart
 from stageflow.context.snapshot import ContextSnapshot
 from stageflow.context.timer import Limit, PipelineTimer
+from stageflow.errors import TenantMismatchError
 from stageflow.frozen import FrozenDict
 from stageflow.output import Artifact
 
@@ -228,7 +229,7 @@ class StageContext(Context):
 
         Args:
             child: The pipeline, or its graph.
-            data: The run's input.
+            data: The run's input; or a `PipelineContext`, as `fork` makes it, which says all.
             snapshot: The state around the run.
             metadata: Whatever else is known.
             timeouts: The limits in seconds of single stages, in place of those they declare.
@@ -240,31 +241,47 @@ class StageContext(Context):
             StageExecutionError: A stage of it failed.
             UnifiedPipelineCancelled: A stage of it returned `StageOutput.cancel`.
             MaxDepthError: It would be nested too deep.
+            TenantMismatchError: The context that was given is another tenant's.
             trio.Cancelled: This stage was cancelled, and so was the run.
         """
         state = self._host.state
-        context = PipelineContext(
-            correlation_id=self.correlation_id,
-            tenant=state.origin.tenant,
-            data=data,
-            metadata=metadata,  # pyright: ignore[reportArgumentType]  # its converter takes None
-            timeouts=timeouts,  # pyright: ignore[reportArgumentType]
-            snapshot=ContextSnapshot() if snapshot is None else snapshot,
+        if isinstance(data, PipelineContext) and data.tenant != state.origin.tenant:
+            what = f"the context for pipeline {child.name!r}"
+            raise TenantMismatchError(what, tenant=state.origin.tenant, owner=data.tenant)
+        context = (
+            data
+            if isinstance(data, PipelineContext)
+            else PipelineContext(
+                correlation_id=self.correlation_id,
+                tenant=state.origin.tenant,
+                data=data,
+                metadata=metadata,  # pyright: ignore[reportArgumentType]  # its converter takes None
+                timeouts=timeouts,  # pyright: ignore[reportArgumentType]
+                snapshot=ContextSnapshot() if snapshot is None else snapshot,
+            )
         )
         return await self._host.run_child(self._part, child.build(), context)
+
+    def fork(self, *keys: str, **changes: Any) -> PipelineContext:
+        """Gives a context for a run within this one, see `PipelineContext.fork`."""
+        return attrs.evolve(self._host.state.origin, correlation_id=self.correlation_id).fork(*keys, **changes)
 
     def add_artifact(self, artifact: Artifact) -> None:
         """Adds an artifact to the run; it stays, whatever becomes of the stage.
 
         Raises:
             TypeError: It is no `Artifact`.
+            TenantMismatchError: It belongs to another tenant.
             RuntimeError: The stage has ended.
         """
         if self._part.ended is not None:
             raise RuntimeError(f"stage {self._part.name!r} has ended; what it makes now would come too late")
         if not isinstance(cast("object", artifact), Artifact):
             raise TypeError(f"add_artifact() takes an Artifact, not {artifact!r}; write Artifact(name=..., data=...)")
-        self._host.state.artifacts.append(attrs.evolve(artifact, stage=self._part.name))
+        tenant = self.tenant
+        if artifact.tenant is not None and artifact.tenant != tenant:
+            raise TenantMismatchError(f"artifact {artifact.name!r}", tenant=tenant, owner=artifact.tenant)
+        self._host.state.artifacts.append(attrs.evolve(artifact, stage=self._part.name, tenant=tenant))
 
     def __repr__(self) -> str:
         return f"<StageContext of {self.stage!r} in run {self.run_id}>"

@@ -5,16 +5,16 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from stageflow.errors import CycleError, DefinitionError, DefinitionWarning, UnknownStageError
 from stageflow.graph.branches import TRUNK, find_branches
-from stageflow.graph.plan import Plan, Shape, compile_plan
+from stageflow.graph.plan import Plan, Shape, admission, compile_plan, with_edges
 from stageflow.stages import Join, Settings, StageKind, StageSpec
 from stageflow.stages.policy import TRUNK_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["Graph"]
 
@@ -32,10 +32,11 @@ class Graph:
             after one that is not there. `CycleError`: stages wait for each other.
     """
 
-    __slots__ = ("__weakref__", "name", "plan", "settings", "shape", "stages")
+    __slots__ = ("__weakref__", "admits", "name", "plan", "settings", "shape", "stages")
 
     name: Final[str]
     settings: Final[Settings]
+    admits: Final[Callable[[Any], Any] | None]
     stages: Final[Mapping[str, StageSpec]]
     shape: Final[Shape]
     plan: Final[Plan]
@@ -43,7 +44,7 @@ class Graph:
     def __init__(self, name: str, stages: Sequence[StageSpec], settings: Settings) -> None:
         if not stages:
             raise DefinitionError(f"pipeline {name!r} has no stages; add one with with_stage()")
-        ordered = _in_topological_order(stages)
+        ordered = _in_topological_order(with_edges(stages))
         index = {spec.name: number for number, spec in enumerate(ordered)}
         needed = tuple(tuple(index[edge.stage] for edge in spec.after) for spec in ordered)
         branches = find_branches(needed)
@@ -54,6 +55,7 @@ class Graph:
         self.name = name
         self.stages = MappingProxyType({spec.name: spec for spec in ordered})
         self.settings = settings
+        self.admits = admission(name, settings)
         self.shape = Shape(
             pipeline=name,
             names=tuple(index),

@@ -6,18 +6,24 @@ import difflib
 import enum
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, final
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING, Any, Final, Union, final
 
 import attrs
 
 from stageflow.errors import DefinitionError, UnknownStageError
+from stageflow.frozen import FrozenDict
 from stageflow.graph.branches import Branch
-from stageflow.stages import Default, Join, OnFailure, Retry, Settings, StageSpec
+from stageflow.stages import Default, Dependency, Join, OnFailure, Retry, Settings, StageSpec
 from stageflow.stages.interceptor import intercepted
+from stageflow.stages.returned import under_contract
 from stageflow.stages.runner import NativeBody
 from stageflow.stages.stage import Condition
 
-__all__ = ["Edge", "Plan", "Shape", "Special", "armed", "compile_plan", "limit_on"]
+if TYPE_CHECKING:
+    from stageflow.stages.typed import Typed
+
+__all__ = ["Edge", "Plan", "Shape", "Special", "admission", "armed", "compile_plan", "limit_on", "with_edges"]
 
 
 @final
@@ -142,7 +148,7 @@ def compile_plan(ordered: Sequence[StageSpec], shape: Shape, settings: Settings)
         for child in branch.children:
             revives[branch.index] |= revives[child] or starts_bare[shape.branches[child].strand[0]]
     return Plan(
-        bodies=tuple(intercepted(spec.body, settings.interceptors) for spec in ordered),
+        bodies=tuple(_body(spec, ordered, shape, settings) for spec in ordered),
         specials=tuple(specials),
         timeouts=tuple(timeouts),
         armed=armed(specials, timeouts),
@@ -157,6 +163,114 @@ def compile_plan(ordered: Sequence[StageSpec], shape: Shape, settings: Settings)
         starts_bare=tuple(starts_bare),
         revives=tuple(revives),
     )
+
+
+def _body(spec: StageSpec, ordered: Sequence[StageSpec], shape: Shape, settings: Settings) -> NativeBody:
+    """Makes the body of a stage: with what it takes bound to its names, interceptors around it, and its contract.
+
+    Raises:
+        DefinitionError: It takes something else than what another stage gives.
+    """
+    body = spec.body
+    if spec.bind is not None:
+        _check_inputs(spec, settings)
+        proven = frozenset(
+            name for name, stage in spec.sources.items() if _proves(ordered[shape.index[stage]], spec, name)
+        )
+        body = spec.bind(spec.sources, proven)
+    body = intercepted(body, settings.interceptors)
+    if isinstance(spec.output, Default):
+        return body
+    from stageflow.stages.contract import Contract  # noqa: PLC0415  # with it comes cattrs, which takes its time
+
+    return under_contract(body, Contract(spec.output, f"output= of {spec.where}"))
+
+
+def _proves(producer: StageSpec, consumer: StageSpec, name: str) -> bool:
+    """Whether what a stage gives is known to be what a parameter of another wants.
+
+    Raises:
+        DefinitionError: It is known not to be.
+    """
+    if consumer.typed is None or isinstance(producer.output, Default):
+        return False
+    from stageflow.stages.compatibility import differences  # noqa: PLC0415
+
+    parameter = consumer.typed.parameters[name]
+    found = list(differences(producer.output, parameter.declared, name))
+    if parameter.optional and found:
+        found = list(differences(producer.output, Union[parameter.declared, None], name))  # noqa: UP007
+    if not found:
+        return True
+    lines = "".join(f"\n  {path}: {what}" for path, what in found)
+    gives = str(producer.typed) if producer.typed is not None else f"{producer.where}, output={producer.output!r}"
+    raise DefinitionError(
+        f"{consumer.where} cannot take what stage {producer.name!r} gives:{lines}\n  given by  {gives}\n  "
+        f"taken by  {consumer.typed}"
+    )
+
+
+def admission(pipeline: str, settings: Settings) -> Callable[[Any], Any] | None:
+    """Gives what checks the data of a run, if a type was declared for it.
+
+    It raises `ContractViolation` for data that is not of that type.
+    """
+    if isinstance(settings.inputs, Default):
+        return None
+    from stageflow.stages.contract import Contract  # noqa: PLC0415
+
+    contract = Contract(settings.inputs, f"inputs= of pipeline {pipeline!r}")
+    return lambda data: contract.check(data, stage=None, root="data", giver="what the run was given as data")
+
+
+def _check_inputs(spec: StageSpec, settings: Settings) -> None:
+    """Sees whether the data of a run has what a typed stage takes from it.
+
+    Raises:
+        DefinitionError: It has not.
+    """
+    if spec.typed is None or isinstance(settings.inputs, Default):
+        return
+    from stageflow.stages.compatibility import differences, fields_of  # noqa: PLC0415
+
+    fields = fields_of(settings.inputs)
+    if fields is None:
+        return
+    for name, parameter in spec.typed.parameters.items():
+        if parameter.context or name in spec.sources:
+            continue
+        if name not in fields:
+            if parameter.optional:
+                continue
+            near = difflib.get_close_matches(name, [*fields, *spec.sources], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise DefinitionError(
+                f"{spec.where} takes {str(parameter)!r}, but no stage has that name, and neither has a field of "
+                f"{settings.inputs.__qualname__}, the inputs= of the pipeline{hint}"
+            )
+        found = list(differences(fields[name], parameter.declared, name))
+        if found and not parameter.optional:
+            lines = "".join(f"\n  {path}: {what}" for path, what in found)
+            raise DefinitionError(f"{spec.where} cannot take {name!r} from {settings.inputs.__qualname__}:{lines}")
+
+
+def with_edges(specs: Sequence[StageSpec]) -> list[StageSpec]:
+    """Gives the stages with the edges that follow from the parameters of typed ones."""
+    names = {spec.name for spec in specs}
+    return [spec if spec.typed is None else _with_edges(spec, spec.typed, names) for spec in specs]
+
+
+def _with_edges(spec: StageSpec, typed: Typed, names: AbstractSet[str]) -> StageSpec:
+    edges = {edge.stage: edge for edge in spec.after}
+    sources = dict(spec.sources)
+    for parameter in typed.parameters.values():
+        if parameter.context or (parameter.name not in sources and parameter.name == spec.name):
+            continue
+        stage = sources.get(parameter.name, parameter.name)
+        if stage in names:
+            sources[parameter.name] = stage
+            edges.setdefault(stage, Dependency(stage, required=not parameter.optional))
+    return attrs.evolve(spec, after=tuple(edges.values()), sources=FrozenDict(sources))
 
 
 def armed(specials: Sequence[Special | None], timeouts: Sequence[float]) -> tuple[float, ...]:

@@ -107,5 +107,9 @@ class Limit:
                 return
         self._free += 1
 
+    def loan(self) -> Limit:
+        """A limit of one token, in the place of one of these that somebody holds, and lends."""
+        return Limit(1, ageing=self._ageing)
+
     def __repr__(self) -> str:
         return f"<Limit {self._free} of {self.tokens} free, {self.waiting} waiting>"

@@ -7,6 +7,7 @@ import inspect
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast, overload
 
 from stageflow.errors import CycleError, DefinitionError
+from stageflow.output import StageOutput
 from stageflow.stages.policy import (
     DEFAULT,
     TRUNK_NAME,
@@ -21,14 +22,16 @@ from stageflow.stages.policy import (
     dependencies,
 )
 from stageflow.stages.retry import Retry
-from stageflow.stages.runner import body_of, check_arguments, is_plain, name_of
+from stageflow.stages.runner import NativeBody, body_of, call_of, called, check_arguments, is_plain, is_typed, name_of
 from stageflow.stages.stage import Condition, Stage, StageFunction, StageSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from types import FrameType
 
+    from stageflow.context import StageContext
     from stageflow.stages.runner import Body
+    from stageflow.stages.typed import Typed
 
 __all__ = ["StageOptions", "caller", "declare", "stage"]
 
@@ -48,6 +51,9 @@ class StageOptions(TypedDict, total=False):
             `StageContext.save_partial` are.
         retry: How it is tried again after a failure.
         on_failure: What its failure means for the rest of the run: an `OnFailure` or its lower-case name.
+        output: The type that the stage's output must have: a class, or anything else that can be an annotation. A
+            mapping is made into the class it describes; anything that does not fit is a `ContractViolation`, which is a
+            failure. Left out, it is what a typed stage is annotated to return, and otherwise anything.
         uses: The names of those of the pipeline's ``limits=`` that it takes one of while it runs.
         priority: Who goes first among the stages that wait for a limit: the greater. Those that wait get older, and
             thereby go first at last; see `Limit`.
@@ -66,6 +72,7 @@ class StageOptions(TypedDict, total=False):
     heartbeat: float | None
     retry: Retry | None
     on_failure: OnFailure | str
+    output: Any
     uses: str | Iterable[str]
     priority: int
     abandon_on_cancel: bool
@@ -140,15 +147,17 @@ def declare(
             near = difflib.get_close_matches(option, StageOptions.__annotations__, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(StageOptions.__annotations__)}"
             raise DefinitionError(f"stage {title!r} has an unknown option {option!r}; {hint}")
+    function = runner.function if isinstance(runner, StageFunction) else runner
+    typed = _typed(function, title, frame)
     edges = dependencies(given.get("after", ()), title)
     join = Join.of(given.get("join", Join.ALL), f"join= of stage {title!r}")
     if any(edge.stage == title for edge in edges):
         raise CycleError([title, title])
     if title == TRUNK_NAME:
         raise DefinitionError(f"{TRUNK_NAME!r} is what the outermost branch is called; give the stage another name")
-    if join != Join.ALL and not edges:
+    if join != Join.ALL and not edges and typed is None:
         raise DefinitionError(f"stage {title!r} has a join, but comes after nothing; say after=")
-    if join.count > len(edges):
+    if join.count > len(edges) and typed is None:
         raise DefinitionError(f"stage {title!r} waits for {join.count} of {len(edges)} stages, which cannot happen")
     when: Condition | None = given.get("when")
     if when is not None:
@@ -165,14 +174,13 @@ def declare(
     if not isinstance(priority, int) or isinstance(priority, bool):
         raise DefinitionError(f"priority= of stage {title!r} takes a whole number, not {priority!r}")
     on_failure: OnFailure | Default | str = given.get("on_failure", DEFAULT)
-    function = runner.function if isinstance(runner, StageFunction) else runner
     plain = is_plain(function)
     abandon, processes = bool(given.get("abandon_on_cancel", False)), bool(given.get("processes", False))
     _check_limits_of_plain(title, given, plain=plain)
     return StageSpec(
         name=title,
         runner=runner,
-        body=body_of(function, title, abandon_on_cancel=abandon, processes=processes),
+        body=body_of(function, title, abandon_on_cancel=abandon, processes=processes) if typed is None else _unbound,
         kind=check_member(StageKind, given.get("kind", StageKind.TRANSFORM), f"kind= of stage {title!r}"),
         after=edges,
         join=join,
@@ -184,6 +192,9 @@ def declare(
         on_failure=on_failure
         if isinstance(on_failure, Default)
         else check_member(OnFailure, on_failure, f"on_failure= of stage {title!r}"),
+        output=_output(given.get("output", DEFAULT), typed, title),
+        typed=typed,
+        bind=None if typed is None else _binder(typed, function, title, abandon_on_cancel=abandon),
         uses=_names_of_limits(given.get("uses", ()), title),
         priority=priority,
         abandon_on_cancel=abandon,
@@ -192,6 +203,44 @@ def declare(
         unlimited=plain or unlimited,
         declared_at=None if frame is None else (frame.f_code.co_filename, frame.f_lineno),
     )
+
+
+def _typed(function: Any, name: str, frame: FrameType | None) -> Typed | None:
+    """Gives what a function takes by its parameters, if it is not a function of the context."""
+    target = called(function)
+    if not callable(target) or not is_typed(target):
+        return None
+    from stageflow.stages.typed import read_signature  # noqa: PLC0415  # with it comes cattrs, which takes its time
+
+    return read_signature(target, name, frame)
+
+
+def _binder(
+    typed: Typed, function: Any, name: str, *, abandon_on_cancel: bool
+) -> Callable[[Mapping[str, str], frozenset[str]], NativeBody]:
+    call = call_of(function, abandon_on_cancel=abandon_on_cancel)
+    return lambda sources, proven: typed.bind(call, sources, proven, f"stage {name!r}")
+
+
+async def _unbound(_: StageContext) -> None:  # noqa: ASYNC910
+    """Stands for the body of a typed stage, which is made when the graph is built."""
+    raise AssertionError("a typed stage is bound when its graph is built")
+
+
+def _output(declared: Any, typed: Typed | None, name: str) -> Any:
+    """Gives the type that is declared for an output.
+
+    Raises:
+        DefinitionError: It is no type that values can be checked against.
+    """
+    if isinstance(declared, Default) and typed is not None:
+        declared = typed.returns
+    if isinstance(declared, Default) or declared in (inspect.Signature.empty, StageOutput, Any):
+        return DEFAULT
+    from stageflow.stages.contract import Contract  # noqa: PLC0415
+
+    Contract(declared, f"output= of stage {name!r}")
+    return declared
 
 
 def _check_limits_of_plain(name: str, given: Mapping[str, Any], *, plain: bool) -> None:

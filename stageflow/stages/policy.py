@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import enum
 import math
+import types
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, Final, TypeVar, cast, final
+from typing import Any, ClassVar, Final, Literal, TypeVar, Union, cast, final, get_args, get_origin
 
 import attrs
 
@@ -27,6 +28,7 @@ __all__ = [
     "dependencies",
     "optional",
     "shown",
+    "spelled",
 ]
 
 
@@ -208,6 +210,18 @@ def shown(value: object) -> str:
     """Gives what a user would recognise a value by: a function or class by its name, without an address."""
     name = getattr(value, "__qualname__", None)
     return f"{type(value).__name__} {name}" if isinstance(name, str) else repr(value)
+
+
+def spelled(declared: Any) -> str:
+    """Gives a type as one would write it: ``list[int]``, ``Page | None``."""
+    if declared is None or declared is type(None):
+        return "None"
+    if get_origin(declared) in (Union, types.UnionType):
+        return " | ".join(map(spelled, get_args(declared)))
+    if get_args(declared) and get_origin(declared) is not Literal:
+        name = getattr(get_origin(declared), "__name__", str(get_origin(declared)))
+        return f"{name}[{', '.join('…' if arg is ... else spelled(arg) for arg in get_args(declared))}]"
+    return declared.__qualname__ if isinstance(declared, type) else str(declared).removeprefix("typing.")
 
 
 def check_timeout(timeout: object, option: str) -> float | None:

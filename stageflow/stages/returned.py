@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
 from stageflow.errors import ContractViolation
 from stageflow.output import NOTHING, StageOutput, StageStatus
 
-__all__ = ["as_output"]
+if TYPE_CHECKING:
+    from stageflow.context import StageContext
+    from stageflow.stages.contract import Contract
+    from stageflow.stages.runner import NativeBody
+
+__all__ = ["as_output", "under_contract"]
 
 
 def as_output(returned: object, stage: str) -> StageOutput:
@@ -36,6 +41,21 @@ def as_output(returned: object, stage: str) -> StageOutput:
         f"None, so wrap it: StageOutput.ok(value=...)",
         stage=stage,
     )
+
+
+def under_contract(body: NativeBody, contract: Contract) -> NativeBody:
+    """Has what a body returns checked against a contract."""
+
+    async def checked(ctx: StageContext) -> StageOutput:
+        returned = await body(ctx)
+        data = returned
+        if isinstance(returned, StageOutput):
+            if returned.status is not StageStatus.OK:
+                return as_output(returned, ctx.stage)
+            data = None if contract.declared is None and returned is NOTHING else returned.data
+        return StageOutput(StageStatus.OK, contract.check(data, stage=ctx.stage, root=ctx.stage))
+
+    return checked
 
 
 def _is_whole(output: StageOutput) -> bool:

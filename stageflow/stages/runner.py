@@ -6,17 +6,35 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+import trio
+
+from stageflow.context import Context
 from stageflow.errors import DefinitionError
 from stageflow.stages.policy import shown
-from stageflow.stages.threads import in_process, in_thread
+from stageflow.stages.threads import ProcessContext, in_process, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     from stageflow.context import StageContext
 
-__all__ = ["Body", "NativeBody", "PlainBody", "body_of", "check_arguments", "is_plain", "name_of"]
+__all__ = [
+    "CONTEXTS",
+    "Body",
+    "NativeBody",
+    "PlainBody",
+    "body_of",
+    "call_of",
+    "called",
+    "check_arguments",
+    "is_plain",
+    "is_typed",
+    "name_of",
+    "own_parameters",
+]
 
+CONTEXTS = (Context, ProcessContext)
+"""What a parameter is annotated with that gets the context."""
 Body: TypeAlias = "Callable[[StageContext], Awaitable[Any]]"
 """An async function that does a stage's work."""
 PlainBody: TypeAlias = "Callable[[StageContext], Any]"
@@ -45,6 +63,58 @@ def _called(runner: Any) -> Any:
     if inspect.isroutine(runner) or isinstance(runner, functools.partial):
         return cast("Any", runner)
     return getattr(cast("object", runner), "__call__", None)  # noqa: B004
+
+
+def is_typed(function: Any) -> bool:
+    """Whether a function declares what it takes by its parameters, and not just a context."""
+    try:
+        parameters = own_parameters(function)
+    except (TypeError, ValueError):
+        return False
+    plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    if any(parameter.kind not in plain for parameter in parameters):
+        return False
+    required = [parameter for parameter in parameters if parameter.default is inspect.Parameter.empty]
+    if len(required) == 1 and _is_context(required[0].annotation):
+        return False  # and what has a default keeps it
+    # An unannotated function of several parameters is a mistake, and better called one.
+    return all(parameter.annotation is not inspect.Parameter.empty for parameter in required)
+
+
+def _is_context(annotation: Any) -> bool:
+    """Whether a parameter with this annotation, if it is the only one, gets the context."""
+    if annotation is inspect.Parameter.empty or annotation in (Any, object):
+        return True
+    if isinstance(annotation, str):  # it may be imported for type checkers only
+        last = annotation.rsplit(".", 1)[-1].strip("'\" ")
+        return last in {"Any", "object", "Context", "StageContext", "ProcessContext"}
+    return isinstance(annotation, type) and issubclass(annotation, CONTEXTS)
+
+
+def own_parameters(function: Any) -> list[inspect.Parameter]:
+    """Gives the parameters of a function; without the first, if it is to be bound to an instance yet."""
+    parameters = list(inspect.signature(function).parameters.values())
+    unbound = inspect.isfunction(function) and parameters and parameters[0].name == "self"
+    return parameters[1:] if unbound else parameters
+
+
+def called(runner: Any) -> Any:
+    """Gives the function that does the work of a runner; of a class of stages, one that is not bound yet."""
+    execute: Any = getattr(runner, "execute", None)
+    return _called(runner) if execute is None else execute
+
+
+def call_of(runner: Any, *, abandon_on_cancel: bool = False) -> Callable[[dict[str, Any]], Awaitable[Any]]:
+    """Gives the async function that calls a typed runner with its arguments, as `body_of` does with a context."""
+    if isinstance(runner, type):
+        make: Callable[[], Any] = runner
+        return lambda arguments: make().execute(**arguments)
+    function = called(runner)
+    if not is_plain(runner):
+        return lambda arguments: function(**arguments)
+    return lambda arguments: trio.to_thread.run_sync(
+        functools.partial(function, **arguments), abandon_on_cancel=abandon_on_cancel
+    )
 
 
 def body_of(runner: Any, name: str, *, abandon_on_cancel: bool = False, processes: bool = False) -> NativeBody:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import cast, final
+from typing import Any, cast, final
 
 import attrs
 
@@ -11,7 +11,7 @@ from stageflow.errors import DefinitionError
 from stageflow.frozen import FrozenDict
 from stageflow.stages.interceptor import Interceptor
 from stageflow.stages.limit import Limit
-from stageflow.stages.policy import OnFailure, check_count, check_member, check_name, check_timeout
+from stageflow.stages.policy import DEFAULT, Default, OnFailure, check_count, check_member, check_name, check_timeout
 from stageflow.stages.runner import is_plain
 
 __all__ = ["CLEANUP_TIMEOUT", "DEFAULT_TIMEOUT", "Settings"]
@@ -69,6 +69,14 @@ def _max_running(value: int | None) -> int | None:
     return None if value is None else check_count(value, "max_running=")
 
 
+def _inputs(declared: Any) -> Any:
+    if not isinstance(declared, Default):
+        from stageflow.stages.contract import Contract  # noqa: PLC0415  # with it comes cattrs, which takes its time
+
+        Contract(declared, "inputs= of the pipeline")
+    return declared
+
+
 @final
 @attrs.frozen(kw_only=True)
 class Settings:
@@ -82,6 +90,7 @@ class Settings:
         interceptors: What is put around every stage, outermost first.
         limits: How many stages may use a thing at once, by its name.
         max_running: How many stages of a run may run at once; `None` for all that can.
+        inputs: The type that the data of a run must have; `DEFAULT` for any.
         branch_deadlines: The seconds that a branch may take, by the name of a stage in it.
     """
 
@@ -92,4 +101,5 @@ class Settings:
     interceptors: tuple[Interceptor, ...] = attrs.field(default=(), converter=_interceptors)
     limits: Mapping[str, int | Limit] = attrs.field(default=FrozenDict(), converter=_limits)
     max_running: int | None = attrs.field(default=None, converter=_max_running)
+    inputs: Any = attrs.field(default=DEFAULT, converter=_inputs)
     branch_deadlines: Mapping[str, float] = FrozenDict()

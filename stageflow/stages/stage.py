@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, final, runtime_checkable
 
 import attrs
 
+from stageflow.frozen import FrozenDict
 from stageflow.stages.policy import DEFAULT, Default, Dependency, Join, OnFailure, StageKind, check_member
 from stageflow.stages.retry import Retry
 from stageflow.stages.runner import NativeBody
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable
 
     from stageflow.context import StageContext
     from stageflow.output import StageOutput
@@ -72,12 +74,16 @@ class StageSpec:
         heartbeat: For how many seconds an attempt may give no sign of life; `None` for ever.
         retry: How it is tried again, or `None`.
         on_failure: What its failure means, or `DEFAULT` for what the pipeline says.
+        output: The type that its output must have; `DEFAULT` if none was declared.
         uses: What it takes of the pipeline's limits while it runs.
         priority: Who goes first among those that wait for a limit: the greater.
         abandon_on_cancel: For a plain function: whether its thread is left to itself if the stage is cancelled.
         processes: For a plain function: whether it runs in a process.
         plain: Whether it is a plain function.
         unlimited: Whether the pipeline's default limit is not for it: it is a plain function, or runs others.
+        typed: What it takes by its parameters (`Typed`); `None` for a function of the context.
+        sources: The stages that its code knows by a name, by that name: parameters, and what a map goes over.
+        bind: Makes its body of these, and of the names under which nothing needs to be checked, if it has any.
         declared_at: The file and line where that was written.
     """
 
@@ -93,12 +99,18 @@ class StageSpec:
     heartbeat: float | None = None
     retry: Retry | None = None
     on_failure: OnFailure | Default = DEFAULT
+    output: Any = DEFAULT
     uses: tuple[str, ...] = ()
     priority: int = 0
     abandon_on_cancel: bool = False
     processes: bool = False
     plain: bool = False
     unlimited: bool = False
+    typed: Any = attrs.field(default=None, repr=False, eq=False)
+    sources: Mapping[str, str] = FrozenDict()
+    bind: Callable[[Mapping[str, str], frozenset[str]], NativeBody] | None = attrs.field(
+        default=None, repr=False, eq=False
+    )
     declared_at: tuple[str, int] | None = attrs.field(default=None, repr=False, eq=False)
 
     @property

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import attrs
 import trio
 
-from stageflow.context import ContextSnapshot
+from stageflow.context import ContextSnapshot, StageContext
+from stageflow.context.stage_context import host_of
 from stageflow.errors import DefinitionError, ProcessKilledError
 from stageflow.output import Artifact, StageOutput
 
 if TYPE_CHECKING:
-    from stageflow.context import StageContext
+    from stageflow.context.host import StageHost
     from stageflow.stages.runner import NativeBody
 
 __all__ = ["ProcessContext", "in_process", "in_thread"]
@@ -24,9 +26,30 @@ def in_thread(function: Callable[[StageContext], Any], *, abandon_on_cancel: boo
     """Gives the async function that runs a plain one in a worker thread, under Trio's default limiter of threads."""
 
     async def body(ctx: StageContext) -> Any:
-        return await trio.to_thread.run_sync(function, ctx, abandon_on_cancel=abandon_on_cancel)
+        host, part = host_of(ctx)
+        there = StageContext(cast("StageHost", _HostFromThread(host)), part)
+        return await trio.to_thread.run_sync(function, there, abandon_on_cancel=abandon_on_cancel)
 
     return body
+
+
+@final
+class _HostFromThread:
+    """What a branch does for the context of a stage in a thread: whatever that asks is done in Trio's own thread.
+
+    Clocks, deadlines and scopes are Trio's, and nobody else may touch them.
+    """
+
+    __slots__ = ("_host", "state")
+
+    def __init__(self, host: StageHost) -> None:
+        self._host = host
+        self.state = host.state
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method: Callable[..., Any] = getattr(self._host, name)
+        # What was left with `on_exit`, or is handed to `trio.from_thread.run`, uses the context in Trio's thread.
+        return method if trio.lowlevel.in_trio_run() else functools.partial(trio.from_thread.run_sync, method)
 
 
 def in_process(function: Callable[[Any], Any], name: str) -> NativeBody:
