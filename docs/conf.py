@@ -36,8 +36,9 @@ EXTERNAL = "|".join([*sys.stdlib_module_names, "attr", "attrs", "cattrs", "rich"
 TYPE_VARIABLE = r"(.*\.)?_?[A-Z](_co|_contra)?"
 # What stands in signatures without being a public name; the reference says in words what is meant.
 UNNAMED = (
-    r"(stageflow\..*\.)?(Body|Condition|Default|Dependency|NativeBody|Runner|Shape|StageFunction)"
-    r"|AbstractAsyncContextManager"
+    r"(stageflow\..*\.)?"
+    r"(Body|Condition|Default|Dependency|Details|NativeBody|PlainBody|Proceed|Runner|Shape|StageFunction)"
+    r"|Abstract(Async)?ContextManager"
 )
 nitpick_ignore_regex = [(r"py:.*", rf"({EXTERNAL})(\..*)?"), (r"py:.*", TYPE_VARIABLE), (r"py:.*", UNNAMED)]
 
