@@ -37,8 +37,8 @@ TYPE_VARIABLE = r"(.*\.)?_?[A-Z](_co|_contra)?"
 # What stands in signatures without being a public name; the reference says in words what is meant.
 UNNAMED = (
     r"(stageflow\..*\.)?"
-    r"(Body|Condition|Default|Dependency|Details|NativeBody|PlainBody|Proceed|Runner|Shape|StageFunction)"
-    r"|Abstract(Async)?ContextManager"
+    r"(Body|Call|Condition|Default|Dependency|Details|NativeBody|PlainBody|Proceed|Runner|Shape|StageFunction)"
+    r"|Abstract(Async)?ContextManager|AttrsInstance"
 )
 nitpick_ignore_regex = [(r"py:.*", rf"({EXTERNAL})(\..*)?"), (r"py:.*", TYPE_VARIABLE), (r"py:.*", UNNAMED)]
 
