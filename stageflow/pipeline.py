@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack, cast, final, overload
 
@@ -15,6 +16,7 @@ from stageflow.graph import Graph
 from stageflow.journal import StageState
 from stageflow.output import StageOutput, StageStatus
 from stageflow.stages import (
+    DEFAULT,
     Dependency,
     Interceptor,
     Limit,
@@ -29,11 +31,13 @@ from stageflow.stages import (
     name_of,
 )
 from stageflow.stages.policy import check_count, check_name, check_timeout, dependencies, shown
+from stageflow.stages.runner import check_arguments
 from stageflow.stages.settings import CLEANUP_TIMEOUT, DEFAULT_TIMEOUT
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
+    from attrs import AttrsInstance
     from rich.console import RenderableType
 
 __all__ = ["Pipeline", "StageGraph", "run_stage"]
@@ -48,6 +52,10 @@ class Pipeline:
 
     Args:
         name: What the pipeline is called.
+        stages: Stages to begin with, under their own names: what `stage` decorates, every `Stage`, and functions. The
+            same as adding each with `with_stage`.
+        inputs: The type that the data of a run must have, checked before anything starts; a mapping is made into the
+            class it describes. Left out, it may be anything.
         on_failure: What the failure of a stage means that does not say so itself: ``"fail_fast"``, ``"drain"`` or
             ``"isolate"``, see `OnFailure`.
         default_timeout: The limit in seconds on an attempt of an async stage that does not say so itself; `None` for
@@ -84,6 +92,8 @@ class Pipeline:
         self,
         name: str,
         *,
+        stages: Iterable[Runner] = (),
+        inputs: Any = DEFAULT,
         on_failure: OnFailure | str = OnFailure.FAIL_FAST,
         default_timeout: float | None = DEFAULT_TIMEOUT,
         deadline: float | None = None,
@@ -101,18 +111,30 @@ class Pipeline:
             interceptors=interceptors,
             limits={} if limits is None else limits,
             max_running=max_running,
+            inputs=inputs,
         )
         # Pipelines that grew out of each other share one log of declarations, of which each sees the first `_length`.
         self._log: dict[str, StageSpec] = {}
         self._length = 0
         self._graph: StageGraph | None = None
+        frame = caller() if stages else None
+        for runner in stages:
+            if name_of(runner) is None and not hasattr(runner, "__name__"):
+                raise DefinitionError(f"stages= of pipeline {self.name!r} holds {shown(runner)}, which has no name")
+            self._add([declare(name_of(runner) or getattr(runner, "__name__", None), runner, {}, frame)])
 
     @overload
-    def with_stage(self, name: str, runner: Runner | Pipeline, /, **options: Unpack[StageOptions]) -> Pipeline: ...
+    def with_stage(
+        self, name: str, runner: Runner | Pipeline | StageGraph, /, **options: Unpack[StageOptions]
+    ) -> Pipeline: ...
     @overload
     def with_stage(self, runner: Runner, /, **options: Unpack[StageOptions]) -> Pipeline: ...
     def with_stage(
-        self, name: str | Runner, runner: Runner | Pipeline | None = None, /, **options: Unpack[StageOptions]
+        self,
+        name: str | Runner,
+        runner: Runner | Pipeline | StageGraph | None = None,
+        /,
+        **options: Unpack[StageOptions],
     ) -> Pipeline:
         """Gives a pipeline with one more stage.
 
@@ -124,7 +146,8 @@ class Pipeline:
             name: What the stage is called. May be left out if the runner has a name of its own, as what `stage`
                 decorates and every `Stage` has.
             runner: What does the work: an async function of a `StageContext`, a `Stage`, a class of stages, which is
-                then instantiated once per run; a plain function, which is run in a thread; or a pipeline.
+                then instantiated once per run; a plain function, which is run in a thread; or a pipeline, or its graph,
+                which is proven here and now.
             **options: The options of `StageOptions`. They may name stages that are declared later.
 
         Raises:
@@ -140,14 +163,14 @@ class Pipeline:
             return self._with([declare(None, name, options, frame)])
         if not isinstance(name, str) and isinstance(cast("object", runner), str):
             raise DefinitionError(f"the name comes first: with_stage({runner!r}, {shown(name)})")
-        if isinstance(runner, Pipeline):
-            return self._with([declare(name, _within(runner), options, frame, unlimited=True)])
+        if isinstance(runner, (Pipeline, StageGraph)):
+            return self._with([declare(name, _within(runner.build()), options, frame, unlimited=True)])
         return self._with([declare(name, runner, options, frame)])
 
     def with_map(
         self,
         name: str,
-        runner: Runner | Pipeline,
+        runner: Runner | Pipeline | StageGraph,
         /,
         *,
         over: str | Callable[[StageContext], Iterable[Any] | AsyncIterable[Any]],
@@ -182,9 +205,14 @@ class Pipeline:
             after = dependencies(options.get("after", ()), title)
             if over not in {edge.stage for edge in after}:
                 options["after"] = (*after, *dependencies(over, title))
-        elif not callable(over):
-            raise DefinitionError(f"over= of map {title!r} takes a stage's name or a function, not {over!r}")
-        if isinstance(tolerate, bool) or not isinstance(cast("object", tolerate), (int, float)) or tolerate < 0:
+        elif not callable(over) or inspect.iscoroutinefunction(over):
+            raise DefinitionError(
+                f"over= of map {title!r} takes a stage's name, or a plain function of the context that gives "
+                f"an iterable, also an async one, not {shown(over)}"
+            )
+        else:
+            check_arguments(over, (None,), title, "called with the context")
+        if isinstance(tolerate, bool) or not isinstance(cast("object", tolerate), (int, float)) or not tolerate >= 0:
             raise DefinitionError(
                 f"tolerate= of map {title!r} takes a count, or a part from 0.0 to 1.0, not {tolerate!r}"
             )
@@ -192,10 +220,12 @@ class Pipeline:
             raise DefinitionError(
                 f"tolerate= of map {title!r} is a part of all if it is a float, so at most 1.0: {tolerate!r}"
             )
-        if isinstance(runner, Pipeline):
+        if isinstance(runner, (Pipeline, StageGraph)):
             graph, stage = runner.build(), None
         else:
-            settings = attrs.evolve(self.settings, on_failure="fail_fast", deadline=None, max_running=None)
+            settings = attrs.evolve(
+                self.settings, on_failure="fail_fast", deadline=None, max_running=None, branch_deadlines={}
+            )
             carried = runner.options if isinstance(runner, StageFunction) else {}
             for option in ("after", "join", "when", "on_failure"):
                 if option in carried:
@@ -204,7 +234,7 @@ class Pipeline:
         plan = MapPlan(
             graph=graph, stage=stage, limit=check_count(limit, f"limit= of map {title!r}"), tolerate=tolerate
         )
-        return self._with([declare(title, _map_over(plan, over), options, frame, unlimited=True)])
+        return self._with([declare(title, _MapOver(plan, over), options, frame, unlimited=True)])
 
     def with_branch(self, *, of: str, deadline: float) -> Pipeline:
         """Gives a pipeline in which a branch has a deadline of its own.
@@ -222,7 +252,9 @@ class Pipeline:
         seconds = check_timeout(deadline, "with_branch(deadline=...)")
         if seconds is None:
             raise DefinitionError("with_branch(deadline=...) takes seconds; without a deadline there is nothing to say")
-        deadlines = {**self.settings.branch_deadlines, check_name(of, "with_branch(of=...)"): seconds}
+        if check_name(of, "with_branch(of=...)") in self.settings.branch_deadlines:
+            raise DefinitionError(f"with_branch(of={of!r}, deadline=...) sets a second deadline; one is enough")
+        deadlines = {**self.settings.branch_deadlines, of: seconds}
         following = self._with([])
         following.settings = attrs.evolve(self.settings, branch_deadlines=deadlines)
         return following
@@ -232,8 +264,8 @@ class Pipeline:
     ) -> Pipeline:
         """Gives a pipeline with all stages of another one as well.
 
-        The stages keep their options; what the other pipeline says for all of its stages (`on_failure`,
-        `default_timeout`) does not come along.
+        The stages keep their options; what the other pipeline says for all of its stages and for its runs does not come
+        along: neither `on_failure` and `default_timeout`, nor its limits, interceptors, inputs and deadlines.
 
         Args:
             other: The pipeline whose stages are added.
@@ -272,7 +304,7 @@ class Pipeline:
             self._graph = StageGraph(self.name, self._stages(), self.settings)
         return self._graph
 
-    async def run(self, ctx: PipelineContext | Mapping[str, Any] | None = None) -> PipelineResults:
+    async def run(self, ctx: PipelineContext | Mapping[str, Any] | AttrsInstance | None = None) -> PipelineResults:
         """Builds the graph, unless that is done, and runs it: see `StageGraph.run`."""
         return await self.build().run(ctx)
 
@@ -289,6 +321,15 @@ class Pipeline:
         log = self._log
         if len(log) != self._length:  # another pipeline has grown out of this one before
             log = {spec.name: spec for spec in self._stages()}
+        following = Pipeline(self.name)
+        following.settings = self.settings
+        following._log = log
+        following._length = self._length
+        following._add(added)
+        return following
+
+    def _add(self, added: Sequence[StageSpec]) -> None:
+        log = self._log
         for spec in added:
             if spec.name in log:
                 message = f"{spec.where} has the name of {log[spec.name].where}; names are unique within a pipeline"
@@ -298,11 +339,7 @@ class Pipeline:
             raise DuplicateStageError("compose() would add two stages of one name", stage=names[0])
         for spec in added:
             log[spec.name] = spec
-        following = Pipeline(self.name)
-        following.settings = self.settings
-        following._log = log
-        following._length = self._length + len(added)
-        return following
+        self._length += len(added)
 
 
 @final
@@ -314,27 +351,32 @@ class StageGraph(Graph):
 
     __slots__ = ()
 
-    async def run(self, ctx: PipelineContext | Mapping[str, Any] | None = None) -> PipelineResults:
+    async def run(self, ctx: PipelineContext | Mapping[str, Any] | AttrsInstance | None = None) -> PipelineResults:
         """Runs the graph in the calling task, and waits until everything has ended.
 
         The stages of the trunk run in the calling task itself. What they set in context variables stays set there.
 
         Args:
-            ctx: What the stages shall know: a `PipelineContext`, a mapping, which is taken as its `data`, or nothing.
+            ctx: What the stages shall know: a `PipelineContext`; a mapping or an attrs instance, which is taken as its
+                `data`; or nothing.
 
         Returns:
             The outputs of all stages that succeeded, and a record of every stage. The run's status is then `SUCCEEDED`,
             or `PARTIAL` if stages were skipped, cancelled with their branch, or failed and were tolerated.
 
         Raises:
-            StageExecutionError: A stage failed; a `StageTimeoutError` if its limit was the reason.
+            ContractViolation: The data is not what the pipeline's ``inputs=`` declares; nothing has started.
+            StageExecutionError: A stage failed; a `StageTimeoutError` if its limit was the reason, or if the run has
+                reached its deadline.
             UnifiedPipelineCancelled: A stage returned `StageOutput.cancel`.
             trio.Cancelled: A scope around the call was cancelled; all stages have been cancelled, and have ended. To
                 see what had finished by then, use `open`.
         """
         return await run_to_end(self, _as_context(ctx))
 
-    def open(self, ctx: PipelineContext | Mapping[str, Any] | None = None) -> AbstractAsyncContextManager[Run]:
+    def open(
+        self, ctx: PipelineContext | Mapping[str, Any] | AttrsInstance | None = None
+    ) -> AbstractAsyncContextManager[Run]:
         """Runs the graph beside a block: ``async with graph.open(ctx) as run``.
 
         Leaving the block waits until the run has ended, and raises what `Run.wait` raises, unless `Run.wait` has raised
@@ -367,7 +409,7 @@ class StageGraph(Graph):
 
 async def run_stage(
     runner: Runner,
-    ctx: PipelineContext | Mapping[str, Any] | None = None,
+    ctx: PipelineContext | Mapping[str, Any] | AttrsInstance | None = None,
     *,
     inputs: Mapping[str, StageOutput | Mapping[str, Any]] | None = None,
     **options: Unpack[StageOptions],
@@ -420,7 +462,7 @@ def _as_names(uses: object) -> tuple[str, ...]:
     return (uses,) if isinstance(uses, str) else tuple(cast("Iterable[str]", uses))
 
 
-def _within(child: Pipeline) -> Callable[[StageContext], Coroutine[Any, Any, Any]]:
+def _within(child: StageGraph) -> Callable[[StageContext], Coroutine[Any, Any, Any]]:
     """Gives the stage that runs a pipeline as a whole."""
 
     async def run_within(ctx: StageContext) -> dict[str, Any]:
@@ -430,16 +472,18 @@ def _within(child: Pipeline) -> Callable[[StageContext], Coroutine[Any, Any, Any
     return run_within
 
 
-def _map_over(
-    plan: MapPlan, over: str | Callable[[StageContext], Iterable[Any] | AsyncIterable[Any]]
-) -> Callable[[StageContext], Coroutine[Any, Any, Any]]:
-    """Gives the stage that runs a map."""
+@final
+@attrs.frozen
+class _MapOver:
+    """The stage that runs a map."""
 
-    async def run_map(ctx: StageContext) -> StageOutput:
+    plan: MapPlan
+    over: str | Callable[[StageContext], Iterable[Any] | AsyncIterable[Any]]
+
+    async def __call__(self, ctx: StageContext) -> StageOutput:
         host, part = host_of(ctx)
-        return await host.run_map(part, plan, ctx.inputs[over].data if isinstance(over, str) else over(ctx))
-
-    return run_map
+        items = ctx.inputs[self.over].data if isinstance(self.over, str) else self.over(ctx)
+        return await host.run_map(part, self.plan, items)
 
 
 def _giver(output: StageOutput | Mapping[str, Any]) -> Callable[[StageContext], Coroutine[Any, Any, Any]]:
@@ -452,11 +496,14 @@ def _giver(output: StageOutput | Mapping[str, Any]) -> Callable[[StageContext], 
 _NO_CONTEXT = PipelineContext()
 
 
-def _as_context(ctx: PipelineContext | Mapping[str, Any] | None) -> PipelineContext:
+def _as_context(ctx: PipelineContext | Mapping[str, Any] | AttrsInstance | None) -> PipelineContext:
     if isinstance(ctx, PipelineContext):
         return ctx
     if ctx is None:
         return _NO_CONTEXT
-    if isinstance(cast("object", ctx), Mapping):
+    if isinstance(cast("object", ctx), Mapping) or attrs.has(type(ctx)):
         return PipelineContext(data=ctx)
-    raise TypeError(f"a run takes a PipelineContext, a mapping as its data, or nothing, not {ctx!r}")
+    raise TypeError(
+        f"a run takes a PipelineContext, a mapping or an attrs instance as its data, or nothing, not {ctx!r}; "
+        f"anything else goes into PipelineContext(data=...)"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any, final
+from typing import Any, cast, final
 
 import attrs
 
@@ -76,8 +76,9 @@ class Context(ABC):
     def cancelled(self) -> bool:
         """Whether this work is being cancelled, for whatever reason.
 
-        What nobody can see from inside a shielded scope, or from another thread, is that a scope around the run was
-        cancelled. In a scope of the stage's own that is cancelled, it reads as if it were one around the run.
+        What nobody can see from inside a shielded scope, or from a thread that is abandoned when its stage is
+        cancelled, is that a scope around the run was cancelled. In a scope of the stage's own that is cancelled, it
+        reads as if it were one around the run.
         """
 
     @property
@@ -109,21 +110,26 @@ class PipelineContext(Context):
         tenant: On whose behalf the run goes.
         data: The run's input: a mapping, or any object. Builtin containers are deeply frozen.
         snapshot: The state around the run.
-        artifacts: Artifacts that come with it.
+        artifacts: Artifacts that come with it; those that are nobody's yet become this tenant's.
         metadata: Whatever else is known; deeply frozen.
         timeouts: The limits in seconds on an attempt of single stages, by name, in place of those they declare; `None`
             is no limit.
 
     Raises:
         TenantMismatchError: An artifact is another tenant's.
+        TypeError: Something else than an `Artifact` is among the artifacts, or an id or the tenant is no string.
     """
 
     # pyright wants properties overridden by properties only; a frozen attribute is as good.
     run_id: str | None = attrs.field(  # pyright: ignore[reportIncompatibleMethodOverride]
         default=None, validator=attrs.validators.optional(attrs.validators.instance_of(str))
     )
-    correlation_id: str | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
-    tenant: str | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
+    correlation_id: str | None = attrs.field(  # pyright: ignore[reportIncompatibleMethodOverride]
+        default=None, validator=attrs.validators.optional(attrs.validators.instance_of(str))
+    )
+    tenant: str | None = attrs.field(  # pyright: ignore[reportIncompatibleMethodOverride]
+        default=None, validator=attrs.validators.optional(attrs.validators.instance_of(str))
+    )
     data: Any = attrs.field(default=None, converter=_frozen_input)  # pyright: ignore[reportUnknownVariableType]
     snapshot: ContextSnapshot = attrs.field(factory=ContextSnapshot)  # pyright: ignore[reportIncompatibleMethodOverride]
     artifacts: tuple[Artifact, ...] = attrs.field(default=(), converter=_as_tuple)
@@ -132,8 +138,16 @@ class PipelineContext(Context):
 
     def __attrs_post_init__(self) -> None:
         for artifact in self.artifacts:
+            if not isinstance(cast("object", artifact), Artifact):
+                raise TypeError(f"artifacts= takes Artifacts, not {artifact!r}; write Artifact(name=..., data=...)")
             if artifact.tenant is not None and artifact.tenant != self.tenant:
                 raise TenantMismatchError(f"artifact {artifact.name!r}", tenant=self.tenant, owner=artifact.tenant)
+        if self.tenant is not None:  # from here on they are this tenant's, also in the results of a run
+            owned = (
+                artifact if artifact.tenant == self.tenant else attrs.evolve(artifact, tenant=self.tenant)
+                for artifact in self.artifacts
+            )
+            object.__setattr__(self, "artifacts", tuple(owned))
 
     def fork(self, *keys: str, **changes: Any) -> PipelineContext:
         """Gives a context for another run that belongs to this one.

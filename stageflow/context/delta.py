@@ -2,22 +2,22 @@
 
 Values that were made from each other share what they have in common, so most of what two versions hold is the very same
 object, and is passed over at once. What a delta holds is as large as the change, not as what was changed: one message
-more in a list of thousands is one `Change`.
+more in a list of thousands is one `Change`, wherever it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias, final
+from typing import Any, TypeAlias, cast, final
 
 import attrs
 
+from stageflow.context.alignment import paired
 from stageflow.frozen import FrozenDict, FrozenList, freeze
 
 __all__ = ["Change", "Delta", "difference"]
 
 Path: TypeAlias = tuple[Any, ...]
-_GONE = object()
 
 
 @final
@@ -28,12 +28,16 @@ class Change:
     Attributes:
         op: ``"add"``, ``"remove"`` or ``"replace"``, as in RFC 6902.
         path: The keys and places that lead to what is changed, from the outside in.
-        value: What is there afterwards; `None` where it was removed.
+        value: What is there afterwards, deeply frozen; `None` where it was removed.
+
+    Raises:
+        ValueError: There is no such `op`.
+        TypeError: `path` is no tuple.
     """
 
-    op: str
-    path: Path
-    value: Any = None
+    op: str = attrs.field(validator=attrs.validators.in_(("add", "remove", "replace")))
+    path: Path = attrs.field(validator=attrs.validators.instance_of(tuple))
+    value: Any = attrs.field(default=None, converter=freeze)  # pyright: ignore[reportUnknownVariableType]
 
     def to_json(self) -> dict[str, Any]:
         """Gives it as an operation of a JSON patch (RFC 6902)."""
@@ -72,114 +76,200 @@ class Delta:
         Raises:
             ValueError: A change does not fit the value: it is not the one that the delta was made from.
         """
+        around: list[Any] = [freeze(value)]  # so that the outermost value is in something, like any other
         for change in self.changes:
-            value = _changed(value, change, 0)
-        return value
+            _make(change, around)
+        return freeze(around[0])
+
+
+# Applying
+
+
+def _make(change: Change, around: list[Any]) -> None:
+    """Makes a change in place. Frozen containers on the way give way to plain copies, which are frozen in the end."""
+    *way, last = (0, *change.path)
+    holder: Any = around
+    for step in way:
+        _check(change, step, holder)
+        # What is plain is such a copy: a value that is frozen has nothing plain in it.
+        if cast("Any", type(holder[step])) not in (dict, list):
+            holder[step] = _thawed(holder[step], change)
+        holder = holder[step]
+    if change.op == "add" and type(holder) is dict:
+        holder[last] = change.value
+    elif change.op == "add" and holder is not around:
+        _check(change, last, holder, room=len(holder) + 1)
+        holder.insert(last, change.value)
+    elif change.op == "remove" and holder is around:
+        raise _misfit(change, "the outermost value can be replaced only")
+    else:
+        _check(change, last, holder)
+        if change.op == "remove":
+            del holder[last]
+        else:
+            holder[last] = change.value
+
+
+def _thawed(value: Any, change: Change) -> dict[Any, Any] | list[Any]:
+    """Gives a plain copy of a container, with everything in it frozen."""
+    kind = cast("Any", type(value))
+    if kind is FrozenDict:
+        return dict(value)
+    if issubclass(kind, Mapping):
+        return dict(FrozenDict(value))
+    if issubclass(kind, list):
+        return list(FrozenList(value))
+    raise _misfit(change, f"there is nothing inside {type(value).__name__!r}")
+
+
+def _check(change: Change, step: Any, holder: Any, *, room: int | None = None) -> None:
+    if type(holder) is dict:
+        if step not in holder:
+            raise _misfit(change, f"there is no {step!r}")
+    elif type(step) is not int or not 0 <= step < (len(holder) if room is None else room):
+        raise _misfit(change, f"there is no place {step!r} among {len(holder)} elements")
+
+
+def _misfit(change: Change, why: str) -> ValueError:
+    return ValueError(
+        f"the change {change.op!r} at {change.path!r} does not fit: {why}; apply a delta to the value it was made from"
+    )
+
+
+# Comparing
+
+
+@attrs.define(eq=False)
+class _Pair:
+    """Two values at one place, and the pair of containers that they are in."""
+
+    old: Any
+    new: Any
+    around: _Pair | None = None
+    step: Any = None
+    changes_before: int | None = None  # how many changes there were when it was entered
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return id(self.old), id(self.new)
+
+    def path(self) -> Path:
+        steps: list[Any] = []
+        pair = self
+        while pair.around is not None:
+            steps.append(pair.step)
+            pair = pair.around
+        return tuple(reversed(steps))
+
+    def change(self, op: str, step: Any, value: Any = None) -> Change:
+        """A change inside it."""
+        return Change(op, (*self.path(), step), value)
 
 
 def difference(old: Any, new: Any) -> Delta:
-    """Gives what has changed from one frozen value to another, exactly: ``difference(a, b).apply(a) == b``."""
+    """Gives what has changed from one frozen value to another, exactly: ``difference(a, b).apply(a) == b``.
+
+    Builtin values are the same only if they are of the same type all through; other objects, if they say so.
+    """
     changes: list[Change] = []
-    todo: list[tuple[Any, Any, Path]] = [(old, new, ())]
-    while todo:  # a list instead of recursion, for values may be deep
-        before, after, path = todo.pop()
-        if before is after:
+    inside: set[tuple[int, int]] = set()  # the pairs around the one that is being compared
+    equal: set[tuple[int, int]] = set()  # what is shared need not be compared again
+    todo = [_Pair(old, new)]  # a list instead of recursion, for values may be deep
+    while todo:
+        pair = todo[-1]
+        if pair.changes_before is not None:
+            todo.pop()
+            inside.discard(pair.key)
+            if pair.changes_before == len(changes):
+                equal.add(pair.key)
             continue
-        if type(before) is FrozenDict and type(after) is FrozenDict:
-            _mappings(before, after, path, changes, todo)
-        elif type(before) is FrozenList and type(after) is FrozenList:
-            _lists(before, after, path, changes, todo)
-        elif not _equal(before, after):
-            changes.append(Change("replace", path, after))
+        if pair.key in inside:  # a circle, in which what is changed has no one path
+            return Delta((Change("replace", (), new),))
+        kind = cast("Any", type(pair.old))
+        if pair.old is not pair.new and kind is type(pair.new) and kind in (FrozenDict, FrozenList):
+            if pair.key in equal:
+                todo.pop()
+                continue
+            pair.changes_before = len(changes)
+            inside.add(pair.key)
+            (_mappings if kind is FrozenDict else _lists)(pair, changes, todo)
+            continue
+        todo.pop()
+        if not _equal(pair.old, pair.new):
+            changes.append(Change("replace", pair.path(), pair.new))
     return Delta(tuple(changes))
 
 
-def _mappings(old: Any, new: Any, path: Path, changes: list[Change], todo: list[tuple[Any, Any, Path]]) -> None:
-    changes.extend(Change("remove", (*path, key)) for key in old if key not in new)
+def _mappings(pair: _Pair, changes: list[Change], todo: list[_Pair]) -> None:
+    old, new = pair.old, pair.new
+    own = {key: key for key in new}
+    gone = {key for key in old if key not in own or not _equal(key, own[key])}  # 1 and True are one key to a dict
+    changes.extend(pair.change("remove", key) for key in old if key in gone)
     for key, after in new.items():
-        before = old.get(key, _GONE)
-        if before is _GONE:
-            changes.append(Change("add", (*path, key), after))
-        elif before is not after:
-            todo.append((before, after, (*path, key)))
+        if key in gone or key not in old:
+            changes.append(pair.change("add", key, after))
+        elif old[key] is not after:
+            todo.append(_Pair(old[key], after, pair, key))
 
 
-def _lists(old: Any, new: Any, path: Path, changes: list[Change], todo: list[tuple[Any, Any, Path]]) -> None:
-    """Leaves out what both begin and end with, compares the rest place by place, and adds or removes what is left."""
+def _lists(pair: _Pair, changes: list[Change], todo: list[_Pair]) -> None:
+    """Leaves out what both begin and end with, and pairs what is alike in between; the rest has gone, or is new."""
+    old, new = pair.old, pair.new
     start, least = 0, min(len(old), len(new))
     while start < least and _is_same(old[start], new[start]):
         start += 1
     end = 0
     while end < least - start and _is_same(old[-1 - end], new[-1 - end]):
         end += 1
-    split = least - end
-    changes.extend(Change("remove", (*path, place)) for place in reversed(range(split, len(old) - end)))
-    changes.extend(Change("add", (*path, place), new[place]) for place in range(split, len(new) - end))
-    moved = (place for place in range(start, split) if old[place] is not new[place])
-    todo.extend((old[place], new[place], (*path, place)) for place in moved)
+    pairs = paired(old[start : len(old) - end], new[start : len(new) - end])
+    befores, afters = {start + before for before, _ in pairs}, {start + after for _, after in pairs}
+    # Every removal is made where nothing before it has moved, every addition where all before it is in its new place.
+    gone = (place for place in range(len(old) - end - 1, start - 1, -1) if place not in befores)
+    changes.extend(pair.change("remove", place) for place in gone)
+    come = (place for place in range(start, len(new) - end) if place not in afters)
+    changes.extend(pair.change("add", place, new[place]) for place in come)
+    for before, after in pairs:
+        if old[start + before] is not new[start + after]:
+            todo.append(_Pair(old[start + before], new[start + after], pair, start + after))
 
 
 def _is_same(one: Any, other: Any) -> bool:
     """Whether two values are the same without a look into containers."""
-    return one is other or (not isinstance(one, (FrozenDict, FrozenList)) and _equal(one, other))
+    return one is other or (type(one) not in (FrozenDict, FrozenList) and _equal(one, other))
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two values are equal, in type as well: 1 is neither True nor 1.0."""
-    if one is other:
-        return True
-    if type(one) is not type(other):
-        return False
-    return _equal_tuples(one, other) if _is_tuple(one) else bool(one == other)
-
-
-def _equal_tuples(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
-    return len(one) == len(other) and all(map(_equal, one, other))
-
-
-def _changed(value: Any, change: Change, depth: int) -> Any:
-    """Gives a value with one change made; the containers on the way are made anew, and nothing else is."""
-    if depth == len(change.path):
-        return freeze(change.value)
-    step, last = change.path[depth], depth == len(change.path) - 1
-    if _is_mapping(value):
-        return _changed_mapping(dict(value), step, change, depth, last=last)
-    if _is_list(value) and isinstance(step, int):
-        items: list[Any] = list(value)
-        adds = last and change.op == "add"
-        if not 0 <= step < len(items) + adds:
-            raise ValueError(f"a change at {change.path!r} does not fit: there are {len(items)} elements")
-        if adds:
-            items.insert(step, freeze(change.value))
-        elif last and change.op == "remove":
-            del items[step]
+    """Whether two values are equal, in type as well: 1 is neither True nor 1.0, however deep."""
+    todo: list[tuple[Any, Any]] = [(one, other)]
+    seen: set[tuple[int, int]] = set()
+    while todo:
+        left, right = todo.pop()
+        if left is right or (id(left), id(right)) in seen:
+            continue
+        kind = cast("Any", type(left))
+        if kind is not type(right):
+            return False
+        if kind in (tuple, FrozenList):
+            if len(left) != len(right):
+                return False
+            todo.extend(zip(left, right, strict=True))
+        elif kind in (frozenset, FrozenDict):
+            own = {key: key for key in left}
+            if len(own) != len(right) or any(key not in own for key in right):
+                return False
+            todo.extend((own[key], key) for key in right)
+            todo.extend((left[key], right[key]) for key in right if kind is FrozenDict)
+        elif not _say_so(left, right) or (kind in (float, complex) and repr(left) != repr(right)):  # 0.0 and -0.0
+            return False
         else:
-            items[step] = _changed(items[step], change, depth + 1)
-        return FrozenList(items)
-    raise ValueError(f"a change at {change.path!r} does not fit: there is no {step!r} in {type(value).__name__}")
+            continue
+        seen.add((id(left), id(right)))  # there may be circles
+    return True
 
 
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, Mapping)
-
-
-def _is_tuple(value: Any) -> bool:
-    return isinstance(value, tuple)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list)
-
-
-def _changed_mapping(
-    items: dict[Any, Any], step: Any, change: Change, depth: int, *, last: bool
-) -> FrozenDict[Any, Any]:
-    if last and change.op == "add":
-        items[step] = freeze(change.value)
-    elif step not in items:
-        raise ValueError(f"a change at {change.path!r} does not fit: there is no {step!r}")
-    elif last and change.op == "remove":
-        del items[step]
-    else:
-        items[step] = _changed(items[step], change, depth + 1)
-    return FrozenDict(items)
+def _say_so(one: Any, other: Any) -> bool:
+    try:
+        equal: object = one == other
+    except Exception:  # it is the user's, and may do anything
+        return False
+    return equal is True  # an array, for one, compares to an array

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, final
+from typing import Any, cast, final
 
 import attrs
 
@@ -14,7 +14,7 @@ __all__ = ["ContextSnapshot"]
 
 
 def _freeze_values(values: Mapping[str, Any]) -> FrozenDict[str, Any]:
-    return FrozenDict(values)
+    return values if isinstance(values, FrozenDict) else FrozenDict(values)
 
 
 @final
@@ -40,7 +40,7 @@ class ContextSnapshot(Mapping[str, Any]):
     version: int = attrs.field(default=0, init=False)
     parent: ContextSnapshot | None = attrs.field(default=None, init=False, repr=False)
 
-    def evolve(self, **changes: Any) -> ContextSnapshot:
+    def evolve(self, /, **changes: Any) -> ContextSnapshot:
         """Gives the next version, with these values set. What is not changed is shared, not copied."""
         return self._following({**self._values, **changes})
 
@@ -54,7 +54,10 @@ class ContextSnapshot(Mapping[str, Any]):
         Raises:
             ValueError: A change does not fit this version.
         """
-        return self._following(delta.apply(self._values))
+        values = delta.apply(self._values)
+        if not isinstance(values, FrozenDict):
+            raise ValueError(f"a snapshot is a mapping, and these changes would make it {type(values).__name__!r}")
+        return self._following(cast("FrozenDict[str, Any]", values))
 
     def rollback(self, version: int) -> ContextSnapshot:
         """Gives an earlier version.
@@ -81,6 +84,15 @@ class ContextSnapshot(Mapping[str, Any]):
         object.__setattr__(following, "parent", self)
         return following
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # One after the other, for within each other a few hundred versions are too deep for pickle.
+        versions: list[tuple[int, FrozenDict[str, Any]]] = []
+        earlier: ContextSnapshot | None = self
+        while earlier is not None:
+            versions.append((earlier.version, earlier._values))
+            earlier = earlier.parent
+        return _restored, (versions[::-1],)
+
     def __getitem__(self, key: str) -> Any:
         return self._values[key]
 
@@ -91,3 +103,14 @@ class ContextSnapshot(Mapping[str, Any]):
         return len(self._values)
 
     __hash__ = None  # type: ignore[assignment]  # like every mapping whose values may have no hash
+
+
+def _restored(versions: list[tuple[int, FrozenDict[str, Any]]]) -> ContextSnapshot:
+    parent: ContextSnapshot | None = None
+    for version, values in versions:
+        snapshot = ContextSnapshot(values)
+        object.__setattr__(snapshot, "version", version)
+        object.__setattr__(snapshot, "parent", parent)
+        parent = snapshot
+    assert parent is not None
+    return parent

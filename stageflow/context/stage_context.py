@@ -137,7 +137,7 @@ class StageContext(Context):
 
     @property
     def feedback(self) -> str | None:
-        """Why it is tried again: the reason of the `StageOutput.retry` that asked for that; otherwise `None`."""
+        """The reason for which it is tried again, if a `StageOutput.retry` asked for that; otherwise `None`."""
         return self._host.feedback_of(self._part)
 
     @property
@@ -242,9 +242,15 @@ class StageContext(Context):
             UnifiedPipelineCancelled: A stage of it returned `StageOutput.cancel`.
             MaxDepthError: It would be nested too deep.
             TenantMismatchError: The context that was given is another tenant's.
+            TypeError: A context was given, and beside it what a context says.
             trio.Cancelled: This stage was cancelled, and so was the run.
         """
         state = self._host.state
+        if isinstance(data, PipelineContext) and not snapshot is metadata is timeouts is None:
+            raise TypeError(
+                "a PipelineContext says all of a run, so snapshot=, metadata= and timeouts= cannot be given beside it; "
+                "give them to the context, as in ctx.fork(snapshot=...)"
+            )
         if isinstance(data, PipelineContext) and data.tenant != state.origin.tenant:
             what = f"the context for pipeline {child.name!r}"
             raise TenantMismatchError(what, tenant=state.origin.tenant, owner=data.tenant)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from stageflow.engine.body import is_cancellation
 from stageflow.errors import in_words
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator
 
     from stageflow.journal import StageRecord
 
@@ -28,7 +29,7 @@ def cleanup(record: StageRecord, timeout: float) -> Generator[trio.CancelScope]:
 
 
 async def run_exits(  # noqa: ASYNC910  # what is called may have no checkpoint
-    exits: Sequence[tuple[str, Callable[[], object]]],
+    take: Callable[[], tuple[str, Callable[[], object]] | None],
     record: StageRecord,
     seconds: float,
     raised: BaseException | None,
@@ -36,17 +37,18 @@ async def run_exits(  # noqa: ASYNC910  # what is called may have no checkpoint
     """Calls what an attempt has left to be called, the last one first, shielded for so many seconds.
 
     Args:
-        exits: The callbacks, with names.
+        take: Gives the next callback, with its name, and `None` at last. A callback may leave more to be called.
         record: The record of the stage.
         seconds: The seconds that they may take together.
         raised: What the attempt itself has raised.
 
     Raises:
-        Exception: One of them raised it, and the attempt itself had raised nothing.
+        Exception: One of them raised it, and the attempt itself had raised nothing, or been cancelled.
     """
     failure: Exception | None = None
     deadline = trio.current_time() + seconds
-    for name, callback in reversed(exits):
+    while (taken := take()) is not None:
+        name, callback = taken
         # Each has a scope of its own: the next one is called even if there is no time left for it to wait.
         with trio.CancelScope(shield=True, deadline=deadline) as scope:  # noqa: ASYNC912  # as the callback has it
             try:
@@ -57,9 +59,9 @@ async def run_exits(  # noqa: ASYNC910  # what is called may have no checkpoint
                 failure = failure or error
         if scope.cancelled_caught:
             _overran(record, name)
-    if failure is not None and raised is None:
-        raise failure
-    if failure is not None and raised is not None:
+    if failure is not None:
+        if raised is None or is_cancellation(raised):
+            raise failure
         raised.add_note(f"after that, its cleanup raised {in_words(failure)}")
 
 

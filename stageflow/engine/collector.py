@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, cast, final
 
 import attrs
 
@@ -46,6 +46,7 @@ class Collector:
     Attributes:
         shape: Names and branches of the graph.
         run_id: The run's id.
+        tenant: On whose behalf it goes.
         began_at: When the run began, by the wall clock.
         started: When it began, on Trio's clock.
         ended: When it ended, on Trio's clock.
@@ -69,11 +70,20 @@ class Collector:
         "slots",
         "started",
         "status",
+        "tenant",
     )
 
     def __init__(
-        self, shape: Shape, run_id: str, *, started: float, began_at: datetime, artifacts: list[Artifact]
+        self,
+        shape: Shape,
+        run_id: str,
+        *,
+        tenant: str | None,
+        started: float,
+        began_at: datetime,
+        artifacts: list[Artifact],
     ) -> None:
+        self.tenant = tenant
         self.shape = shape
         self.run_id = run_id
         self.began_at = began_at
@@ -157,9 +167,12 @@ class Collector:
             return None
         record = self.record(number)
         kept = record.details.items.get(int(place))
-        if kept is None and record.output is not None and int(place) < len(record.output):
-            output = StageOutput.ok(record.output.data[int(place)])
-            kept = StageRecord(name, name, _SUCCEEDED, 1, output=output)
+        # A map that did not end well has in its partial output what its items gave.
+        outputs = record.partial.get("outputs") if record.output is None else record.output.data
+        if kept is None and isinstance(outputs, list):
+            given = cast("list[object]", outputs)[int(place) : int(place) + 1]
+            if given and given[0] is not None:
+                kept = StageRecord(name, name, _SUCCEEDED, 1, output=StageOutput.ok(given[0]))
         return kept
 
     def missing(self, name: str) -> MissingOutputError:

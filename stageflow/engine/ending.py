@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from stageflow.engine.branch import BranchRun
     from stageflow.engine.strand import Walker
 
-__all__ = ["conclude"]
+__all__ = ["conclude", "kind_of"]
 
 
 async def conclude(walker: Walker, ending: StageOutput) -> bool:
@@ -34,7 +34,7 @@ async def conclude(walker: Walker, ending: StageOutput) -> bool:
     assert record is not None
     cause, policy, target = _write(walker, record, ending)
     number, scope_cancelled = walker.leave(cause)
-    record.after_cancel = ending.status is StageStatus.FAIL and record.limit is None and scope_cancelled
+    record.after_cancel |= ending.status is StageStatus.FAIL and record.limit is None and scope_cancelled
 
     def act() -> None:
         if policy is None:
@@ -96,10 +96,13 @@ def _write(walker: Walker, record: StageRecord, ending: StageOutput) -> tuple[Ca
         cause = Cause(kind, record.name, ending.reason or "")
         execution.collector.settle(record, StageState.CANCELLED, cause, now)
         return cause, OnFailure.FAIL_FAST if kind is CauseKind.CANCEL else None, target
-    if record.limit is not None:
-        kind = CauseKind.HEARTBEAT if record.details.source.startswith("heartbeat=") else CauseKind.TIMEOUT
-    else:
-        kind = CauseKind.CONTRACT if isinstance(ending.error, ContractViolation) else CauseKind.FAILURE
-    cause = Cause(kind, record.name, ending.reason or "")
+    cause = Cause(kind_of(record, ending), record.name, ending.reason or "")
     execution.collector.fail(record, cause, ending, now)
     return cause, execution.plan.on_failure[number], target
+
+
+def kind_of(record: StageRecord, failed: StageOutput) -> CauseKind:
+    """Tells what sort of failure it is with which a stage has ended."""
+    if record.limit is not None:
+        return CauseKind.HEARTBEAT if record.details.source.startswith("heartbeat=") else CauseKind.TIMEOUT
+    return CauseKind.CONTRACT if isinstance(failed.error, ContractViolation) else CauseKind.FAILURE

@@ -6,6 +6,7 @@ import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, final
 
+import attrs
 import trio
 from trio.lowlevel import Abort, checkpoint_if_cancelled, wait_task_rescheduled
 
@@ -56,8 +57,9 @@ class Execution:
         turns: What each stage takes a token of, if the run bounds how many may run.
         has_deadlines: Whether the run, or any branch, has a deadline.
         maps: The maps that are running, by their stages.
-        items_cut: Items of maps that were cancelled before their turn, and why.
-        partial: Whether something within a stage that succeeded did not.
+        items_cut: Items of maps that were cancelled from outside, and why.
+        loans: What stages lend to the runs within them instead of the limits of which they hold a token, by stage.
+        in_part: The maps that succeeded although something within them did not.
     """
 
     __slots__ = (
@@ -71,10 +73,11 @@ class Execution:
         "fatal",
         "graph",
         "has_deadlines",
+        "in_part",
         "items_cut",
         "limits",
+        "loans",
         "maps",
-        "partial",
         "plan",
         "reported",
         "results",
@@ -89,6 +92,8 @@ class Execution:
     )
 
     def __init__(self, graph: Graph, context: PipelineContext, around: Around | None = None) -> None:
+        if graph.admits is not None:
+            context = attrs.evolve(context, data=graph.admits(context.data))
         self.graph = graph
         self.plan = graph.plan
         self.shape = graph.shape
@@ -96,7 +101,14 @@ class Execution:
         now = trio.current_time()
         run_id = context.run_id or new_run_id()
         artifacts = list(context.artifacts)
-        self.collector = Collector(graph.shape, run_id, started=now, began_at=datetime.now(UTC), artifacts=artifacts)
+        self.collector = Collector(
+            graph.shape,
+            run_id,
+            tenant=context.tenant,
+            started=now,
+            began_at=datetime.now(UTC),
+            artifacts=artifacts,
+        )
         self.state = RunState(
             pipeline=graph.name,
             run_id=run_id,
@@ -117,7 +129,8 @@ class Execution:
         self.has_deadlines = bool(self.plan.deadlines) or settings.deadline is not None
         self.maps: dict[str, MapRun] = {}
         self.items_cut: dict[tuple[str, int], str] = {}
-        self.partial = False
+        self.loans: dict[str, dict[Limit, Limit]] = {}
+        self.in_part: set[str] = set()
         self.trunk = BranchRun(self, None, self.shape.branches[TRUNK], 0)
         if around is not None:
             self.state.depth, self.state.parent, self.state.lent = around.depth, around.run_id, around.lent
@@ -189,7 +202,7 @@ class Execution:
         if self.trunk.interrupted:
             return RunStatus.INTERRUPTED
         complete = len(self.collector.outputs) == len(self.collector.slots) and not self.collector.failures
-        return RunStatus.SUCCEEDED if complete and not self.partial else RunStatus.PARTIAL
+        return RunStatus.SUCCEEDED if complete and not self.in_part else RunStatus.PARTIAL
 
     def relabel(self, wrong: Cause, cause: Cause) -> None:
         """Corrects the cause of what was cut short, and of what that led to, where a branch could not tell it yet."""
@@ -320,9 +333,11 @@ class Execution:
     # Looking around
 
     def _item_of(self, name: str) -> tuple[str, int] | None:
-        """Gives the map and the number that are meant by the name of an item."""
+        """Gives the map and the number that are meant by the name of an item; `None` if it is no such name."""
         stage, bracket, number = name.removesuffix("]").rpartition("[")
         if not bracket or not name.endswith("]") or not number.isdecimal() or stage not in self.shape.index:
+            return None
+        if getattr(self.graph.stages[stage].runner, "over", None) is None:  # only a map goes over something
             return None
         return stage, int(number)
 

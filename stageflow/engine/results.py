@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, final
 
 from stageflow.engine.collector import Collector, Records
+from stageflow.errors import TenantMismatchError
 from stageflow.output import Artifact, StageOutput
 
 if TYPE_CHECKING:
@@ -33,6 +34,21 @@ class PipelineResults(Mapping[str, StageOutput]):
     def run_id(self) -> str:
         """The run's id."""
         return self._collector.run_id
+
+    @property
+    def tenant(self) -> str | None:
+        """On whose behalf the run went."""
+        return self._collector.tenant
+
+    def visible_to(self, tenant: str | None) -> PipelineResults:
+        """Gives the results themselves, to the tenant on whose behalf the run went.
+
+        Raises:
+            TenantMismatchError: It was another tenant's.
+        """
+        if tenant != self._collector.tenant:
+            raise TenantMismatchError(f"run {self.run_id}", tenant=tenant, owner=self._collector.tenant)
+        return self
 
     @property
     def status(self) -> RunStatus:

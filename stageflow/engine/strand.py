@@ -228,15 +228,11 @@ class Walker:
                         await self.run_exits()
                     output = as_output(returned, record.name)
                 # What is to be called at the end of an attempt is called in a shielded scope.
-                except trio.Cancelled as cancelled:
-                    await self.run_exits(cancelled)  # noqa: ASYNC102
-                    raise
-                except BaseException as raised:
-                    await self.run_exits(raised)  # noqa: ASYNC120
-                    failure = as_failure(raised)
+                except BaseException as raised:  # noqa: ASYNC103  # it is raised again, unless there is a failure
+                    failure = await self.failure_after(raised)  # noqa: ASYNC102, ASYNC120
                     if failure is None:
                         raise
-                    return StageOutput(StageStatus.FAIL, reason=in_words(failure), error=failure)
+                    return StageOutput(StageStatus.FAIL, reason=in_words(failure), error=failure)  # noqa: ASYNC104
 
                 now = trio.current_time()
                 if output.status is _OK:
@@ -266,17 +262,32 @@ class Walker:
         finally:
             self.tries = None
 
+    async def failure_after(self, raised: BaseException) -> Exception | None:  # noqa: ASYNC910  # shielded
+        """Calls what an attempt has left to be called that raised this; gives its failure, `None` if there is none."""
+        try:
+            await self.run_exits(raised)
+        except Exception as error:
+            return error  # noqa: ASYNC910
+        return as_failure(raised)  # noqa: ASYNC910
+
     async def run_exits(self, raised: BaseException | None = None) -> None:  # noqa: ASYNC910  # shielded
         """Calls what the current attempt has left to be called.
 
         Raises:
-            Exception: One of them raised it, and the attempt itself had not.
+            Exception: One of them raised it, and the attempt itself had raised nothing, or been cancelled.
         """
         if not self.exits:
             return  # noqa: ASYNC910
         assert self.current is not None
-        exits, self.exits = self.exits, ()
-        await run_exits(exits, self.current, self.execution.graph.settings.cleanup_timeout, raised)
+        await run_exits(self._take_exit, self.current, self.execution.graph.settings.cleanup_timeout, raised)
+
+    def _take_exit(self) -> tuple[str, Callable[[], object]] | None:
+        """Takes what is to be called next at the end of the attempt."""
+        if not self.exits:
+            return None
+        *rest, last = self.exits
+        self.exits = tuple(rest)
+        return last
 
     async def _is_met(self, condition: Condition, context: StageContext, record: StageRecord) -> bool:
         """Asks a condition; the stage counts as entered only if it says yes, and has not cancelled the run itself."""
@@ -344,14 +355,13 @@ class Walker:
     def due(self) -> float:
         """When that is reached, on Trio's clock."""
         if self.tries is not None:
-            return self.tries.due
+            return min(self.tries.due, self.tries.until)
         return math.inf if self.current is None or self.current.started is None else self.current.started + self.limit
 
     @property
     def too_late(self) -> bool:
         """Whether the limit on the current stage has been reached."""
-        scope = self._scope if self.tries is None else self.tries.scope
-        return scope is not None and scope.cancel_called
+        return self._scope.cancel_called if self.tries is None else self.tries.too_late
 
     def limit_in_words(self) -> str:
         """What is said of a stage that has reached its limit."""

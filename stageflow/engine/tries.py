@@ -16,12 +16,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, final
 
+import attrs
 import trio
 from trio.lowlevel import checkpoint
 
 from stageflow.context import StageContext
-from stageflow.engine.body import as_failure
+from stageflow.engine.body import is_cancellation
 from stageflow.engine.branch import CALLER
+from stageflow.engine.ending import kind_of
 from stageflow.errors import DefinitionError, StagnationError, in_words
 from stageflow.graph import Special
 from stageflow.journal import Attempt, Cause, CauseKind, StageState
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["Tries"]
 
 _ORDINARY = Special()
+_TOO_LONG = "ran longer than its total limit of"
 
 
 @final
@@ -46,7 +49,9 @@ class Tries:
         record: The stage's record.
         feedback: Why it is tried again.
         due: When the limit on the current attempt is reached.
+        until: When the limit on all attempts is reached.
         scope: The scope of the current attempt.
+        total: The scope of all attempts, if there is a limit on them.
         held: The limits of which it holds a token.
     """
 
@@ -62,6 +67,8 @@ class Tries:
         "held",
         "record",
         "scope",
+        "total",
+        "until",
     )
 
     def __init__(self, walker: Walker, number: int, record: StageRecord, context: StageContext) -> None:
@@ -73,8 +80,9 @@ class Tries:
         self._beat = math.inf  # when it will have been silent for too long
         self.record = record
         self.feedback: str | None = None
-        self.due = math.inf
+        self.due = self.until = math.inf
         self.scope: trio.CancelScope | None = None
+        self.total: trio.CancelScope | None = None
         self.held: tuple[Limit, ...] = ()
 
     async def run(self) -> StageOutput:  # noqa: ASYNC910  # as the body does, or does not
@@ -87,21 +95,24 @@ class Tries:
         if total == math.inf:
             return await self._until_settled()
         ending: StageOutput | None = None
-        began = trio.current_time()
-        with trio.CancelScope(deadline=began + total) as scope:
+        until = trio.current_time() + total
+        self.until = min(self.until, until)
+        with trio.CancelScope(deadline=until) as self.total:
             if total == 0:
-                scope.cancel(reason="a limit of 0 s")
+                self.total.cancel(reason="a limit of 0 s")
             ending = await self._until_settled()
         if ending is not None:
+            self.record.after_cancel |= self.total.cancel_called
             return ending
         spec = self._walker.execution.graph.stages[self.record.name]
-        return self._out_of_time("ran longer than its total limit of", total, f"total_timeout= of {spec.where}")
+        return self._out_of_time(_TOO_LONG, total, f"total_timeout= of {spec.where}")
 
     async def _until_settled(self) -> StageOutput:  # noqa: ASYNC910
         retry, record = self._special.retry, self.record
+        again = False
         while True:
             began = trio.current_time()
-            output = await self._attempt()
+            output = await self._attempt(again=again)
             made = record.attempts - self._before
             if not self._is_worth_another(output):
                 return output
@@ -123,7 +134,7 @@ class Tries:
                     await trio.sleep(delay)
                 else:
                     await checkpoint()
-            record.attempts += 1
+            again = True
 
     def _is_worth_another(self, output: StageOutput) -> bool:
         if output.status is StageStatus.RETRY:
@@ -144,13 +155,14 @@ class Tries:
         )
         record.more.earlier = (*record.details.earlier, attempt)
 
-    async def _attempt(self) -> StageOutput:  # noqa: ASYNC910
+    async def _attempt(self, *, again: bool) -> StageOutput:  # noqa: ASYNC910
         """Makes one attempt: waits for what the stage uses, and runs its body under its limits."""
         await self._take_limits()
         try:
             record, walker = self.record, self._walker
             now = trio.current_time()
             record.more.began, record.details.limit = now, None
+            record.attempts += again  # only now, for while it waited or slept there was no other attempt yet
             if record.attempts == 0:
                 record.attempts, record.started = 1, now
             limit = walker.execution.timeouts[self._number]
@@ -161,6 +173,7 @@ class Tries:
                 if limit == 0:
                     scope.cancel(reason="a limit of 0 s")
                 output = await self._enter()
+            record.after_cancel = scope.cancel_called and not scope.cancelled_caught
             if scope.cancelled_caught or output is None:
                 output = self._limit_reached(now)
             return output
@@ -176,15 +189,11 @@ class Tries:
             if self._walker.exits:
                 await self._walker.run_exits()
             return as_output(returned, self.record.name)
-        except trio.Cancelled as cancelled:
-            await self._walker.run_exits(cancelled)  # noqa: ASYNC102  # shielded there
-            raise
-        except BaseException as raised:
-            await self._walker.run_exits(raised)  # noqa: ASYNC120  # shielded there
-            failure = as_failure(raised)
+        except BaseException as raised:  # noqa: ASYNC103  # it is, unless there is a failure
+            failure = await self._walker.failure_after(raised)  # noqa: ASYNC102, ASYNC120  # shielded there
             if failure is None:
                 raise
-            return StageOutput(StageStatus.FAIL, reason=in_words(failure), error=failure)
+            return StageOutput(StageStatus.FAIL, reason=in_words(failure), error=failure)  # noqa: ASYNC104
 
     def _limit_reached(self, began: float) -> StageOutput:
         execution, name = self._walker.execution, self.record.name
@@ -235,6 +244,7 @@ class Tries:
         """Runs the stage again that a guard has found wanting; gives how the guard ends, if that came to nothing."""
         execution, guard = self._walker.execution, self.record
         assert verdict.of is not None
+        await checkpoint()  # whoever became ready with the guard has begun by now, or will not without it
         try:
             path = execution.path_from(verdict.of, self._number)
         except DefinitionError as error:
@@ -242,6 +252,10 @@ class Tries:
         before = execution.collector.outputs[verdict.of]
         for place, number in enumerate(path):
             output = await self._again(number, verdict.reason if place == 0 else None)
+            if output is not None and output.status in (StageStatus.CANCEL, StageStatus.CANCEL_BRANCH):
+                # What it says of the run or of its branch is said.
+                of = output.of if output.status is StageStatus.CANCEL else output.of or execution.shape.names[number]
+                return attrs.evolve(output, of=of)
             if output is None or output.status is not StageStatus.OK:
                 name = execution.shape.names[number]
                 why = None if output is None else output.error
@@ -263,29 +277,49 @@ class Tries:
         output: StageOutput | None = None
         try:
             output = await tries.run()
+        except BaseException as raised:
+            if not is_cancellation(raised):
+                walker.execution.dies_of(raised, record)  # here it is still known which stage it was
+            raise
         finally:
             walker.current, walker.tries = guard, self
-            now = trio.current_time()
-            if output is None:
-                cause = walker.branch.why() or CALLER
-                collector.settle(record, StageState.CANCELLED, cause, now)
-            elif output.status is StageStatus.OK:
-                collector.succeed(record, output, now)
-            elif output.status is StageStatus.FAIL:
-                cause = Cause(CauseKind.FAILURE, record.name, output.reason or "")
-                collector.fail(record, cause, output, now)
-            else:
-                cause = Cause(CauseKind.SKIP, record.name, output.reason or "")
-                collector.settle(record, StageState.SKIPPED, cause, now)
+            self._write(record, output)
         return output
+
+    def _write(self, record: StageRecord, output: StageOutput | None) -> None:
+        """Writes how a stage ended that was sent back; `None` if it was cancelled."""
+        collector, now = self._walker.execution.collector, trio.current_time()
+        reason = "" if output is None else output.reason or ""
+        if output is None:
+            cause = self._walker.branch.why()
+            if cause is None and self.total is not None and self.total.cancel_called:
+                cause = Cause(CauseKind.TIMEOUT, self.record.name, f"{_TOO_LONG} {self._special.total_timeout:g} s")
+            state = StageState.CANCELLED if record.error is None else StageState.FAILED
+            collector.settle(record, state, cause or CALLER, now)
+        elif output.status is StageStatus.OK:
+            collector.succeed(record, output, now)
+        elif output.status is StageStatus.FAIL:
+            collector.fail(record, Cause(kind_of(record, output), record.name, reason), output, now)
+        elif output.status is StageStatus.SKIP:
+            collector.settle(record, StageState.SKIPPED, Cause(CauseKind.SKIP, record.name, reason), now)
+        else:
+            kind = CauseKind.CANCEL if output.status is StageStatus.CANCEL else CauseKind.CANCEL_BRANCH
+            collector.settle(record, StageState.CANCELLED, Cause(kind, record.name, reason), now)
 
     # What the stage's context asks
 
     def beat(self) -> None:
         """Notes a sign of life."""
         if self._special.heartbeat < math.inf and self.scope is not None:
-            self._beat = trio.current_time() + self._special.heartbeat
-            self.scope.deadline = min(self.due, self._beat)
+            beat = trio.current_time() + self._special.heartbeat
+            self.scope.deadline = min(self.due, beat)
+            if not self.scope.cancel_called:  # or a stage that saves something on its way out would blur what ended it
+                self._beat = beat
+
+    @property
+    def too_late(self) -> bool:
+        """Whether the limit on the current attempt, or on all of them, has been reached."""
+        return any(scope is not None and scope.cancel_called for scope in (self.scope, self.total))
 
     def extend(self, seconds: float) -> None:
         """Moves the limit on the current attempt."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence, MutableSet, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any, Literal, Union, cast, final, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Final, Literal, Union, cast, final, get_args, get_origin, is_typeddict
 
 import attrs
 
+from stageflow.stages.fields import Field, fields_of, is_record, origin_of, plain
 from stageflow.stages.policy import spelled
 
-__all__ = ["Breaks", "Difference", "compatibility", "differences", "fields_of"]
+__all__ = ["Breaks", "Difference", "Reading", "compatibility", "differences", "weaknesses"]
 
 
 @final
@@ -21,11 +21,11 @@ class Breaks(enum.Flag):
     """Whom a difference between two contracts concerns."""
 
     PRODUCERS = enum.auto()
-    """Stages that give what the old contract wants: the new one refuses it."""
+    """The new contract refuses what stages give that follow the old one."""
     CONSUMERS = enum.auto()
-    """Stages that rely on what the old contract promises: the new one does not promise it."""
+    """The new contract does not promise what stages rely on that follow the old one."""
     STORED = enum.auto()
-    """Values that were kept under the old contract: they cannot be read under the new one."""
+    """Values that were kept under the old contract cannot be read under the new one."""
 
 
 @final
@@ -48,14 +48,26 @@ class Difference:
         return f"{self.path}: {self.what}{f' (breaks {concerned})' if concerned else ''}"
 
 
-@attrs.frozen(kw_only=True)
-class _Field:
-    declared: Any
-    required: bool
+@final
+class Reading(enum.Enum):
+    """What is done with a value of the one type where the other is wanted."""
+
+    HANDED = enum.auto()
+    """It is handed over as it is, as from stage to stage."""
+    PROMISED = enum.auto()
+    """Likewise, but the types are versions of each other, so that an enumeration is what its values are."""
+    STRUCTURED = enum.auto()
+    """It is plain data, as it was stored or as a stage gives a mapping, and checked by a `Contract`."""
 
 
-_MISSING = "there is no such field"
-_SEQUENCES = (list, Sequence, tuple)
+_MISSING: Final = "there is no such field"
+_GONE: Final = "the field is gone"
+_ALIKE: Final = (
+    (list, tuple, Sequence, MutableSequence),
+    (set, frozenset, AbstractSet, MutableSet),
+    (dict, Mapping, MutableMapping),
+)
+"""Containers that a contract makes of each other."""
 
 
 def compatibility(old: Any, new: Any, *, root: str = "value") -> tuple[Difference, ...]:
@@ -67,183 +79,207 @@ def compatibility(old: Any, new: Any, *, root: str = "value") -> tuple[Differenc
         root: What the value is called in paths.
 
     Returns:
-        Every difference, with whom it breaks: a producer breaks if what it gives under the old contract is refused now,
-        a consumer if what it gets now is not what it relied on, a stored value if it cannot be read any more. Nested
-        types are walked through. Nothing is returned for types that are the same.
+        The differences, and whom each of them breaks. A producer breaks if what it gives under the old contract is
+        refused now, a consumer if what it gets now is not what it relied on, a stored value if it cannot be read any
+        more. Nested types are walked through. Nothing is returned for types that are the same.
     """
     found: dict[tuple[str, str], Difference] = {}
-    for given, wanted, missing, breaks in (
-        (old, new, "the field is new, and required", Breaks.PRODUCERS | Breaks.STORED),
-        (new, old, "the field is gone", Breaks.CONSUMERS),
+    for given, wanted, reading, missing, breaks in (
+        (old, new, Reading.STRUCTURED, "the field is new, and required", Breaks.PRODUCERS | Breaks.STORED),
+        (new, old, Reading.PROMISED, _GONE, Breaks.CONSUMERS),
     ):
-        for path, what in differences(given, wanted, root):
+        for path, what in differences(given, wanted, root, reading):
             said = missing if what == _MISSING else what
             before = found.get((path, said))
             both = breaks if before is None else breaks | before.breaks
             found[path, said] = Difference(path=path, what=said, breaks=both)
-    for path, what in _additions(old, new, root, frozenset()):
+    for path, what in _harmless(old, new, root, frozenset()):
         found.setdefault((path, what), Difference(path=path, what=what, breaks=Breaks(0)))
     return tuple(found.values())
 
 
-def differences(given: Any, wanted: Any, path: str) -> Iterator[tuple[str, str]]:
+def differences(
+    given: Any, wanted: Any, path: str, reading: Reading = Reading.HANDED, /
+) -> Iterator[tuple[str, str]]:
     """Says where a value of one type would not do where another type is wanted; nothing if it would."""
-    yield from _differences(given, wanted, path, frozenset())
+    yield from _differences(given, wanted, path, reading, frozenset())
 
 
-def _differences(given: Any, wanted: Any, path: str, seen: frozenset[tuple[int, int]]) -> Iterator[tuple[str, str]]:
-    given, wanted = _plain(given), _plain(wanted)
-    if given == wanted or wanted is Any or wanted is object or (id(given), id(wanted)) in seen:
+def weaknesses(declared: Any) -> Iterator[str]:
+    """Says where a class promises less than a class that it derives from, so that it cannot stand in its place."""
+    origin = origin_of(declared)
+    if not is_record(declared) or is_typeddict(origin):
+        return
+    fields = fields_of(declared) or {}
+    for base in origin.__mro__[1:]:
+        for name, field in (fields_of(base) or {}).items():
+            for path, what in differences(fields[name].declared, field.declared, f"{origin.__qualname__}.{name}"):
+                yield f"{path} {what.replace('wanted', 'but its base ' + base.__qualname__ + ' promises')}"
+
+
+def _differences(
+    given: Any, wanted: Any, path: str, reading: Reading, seen: frozenset[tuple[int, int]]
+) -> Iterator[tuple[str, str]]:
+    given, wanted = plain(given), plain(wanted)
+    if _same(given, wanted) or wanted is Any or wanted is object or (id(given), id(wanted)) in seen:
         return
     seen |= {(id(given), id(wanted))}
     if given is Any:
         yield path, f"gives anything, wanted {spelled(wanted)}"
     elif _is_union(given):
         for member in get_args(given):
-            yield from _differences(member, wanted, path, seen)
-    elif _is_union(wanted):
-        options = [list(_differences(given, member, path, seen)) for member in get_args(wanted)]
-        real = [member for member in get_args(wanted) if member is not type(None)]
-        if all(options):
-            best = options[get_args(wanted).index(real[0])] if len(real) == 1 and _is_record(given) else None
-            yield from best or [(path, _other(given, wanted))]
+            yield from _differences(member, wanted, path, reading, seen)
     elif get_origin(given) is Literal:
-        yield from _literal(given, wanted, path)
-    elif _is_record(given) and _is_record(wanted):
-        yield from _records(given, wanted, path, seen)
-    else:
-        yield from _containers(given, wanted, path, seen)
-
-
-def _literal(given: Any, wanted: Any, path: str) -> Iterator[tuple[str, str]]:
-    if get_origin(wanted) is Literal:
-        extra = [value for value in get_args(given) if value not in get_args(wanted)]
+        extra = [value for value in get_args(given) if not _fits(value, wanted, reading)]
         if extra:
             yield path, f"gives {', '.join(map(repr, extra))}, wanted {spelled(wanted)}"
-    elif not all(isinstance(wanted, type) and isinstance(value, wanted) for value in get_args(given)):
-        yield path, _other(given, wanted)
+    elif _is_union(wanted):
+        options = [list(_differences(given, member, path, reading, seen)) for member in get_args(wanted)]
+        real = [member for member in get_args(wanted) if member is not type(None)]
+        if all(options):
+            best = options[get_args(wanted).index(real[0])] if len(real) == 1 and is_record(given) else None
+            yield from best or [(path, _other(given, wanted))]
+    elif is_record(given) and is_record(wanted):
+        yield from _records(given, wanted, path, reading, seen)
+    elif _is_enum(given) and _is_enum(wanted) and reading is not Reading.HANDED:
+        extra = [member.value for member in given if not _fits(member.value, wanted, reading)]
+        if extra:
+            yield path, f"gives {', '.join(map(repr, extra))}, wanted {spelled(wanted)}"
+    else:
+        yield from _containers(given, wanted, path, reading, seen)
 
 
-def _records(given: Any, wanted: Any, path: str, seen: frozenset[tuple[int, int]]) -> Iterator[tuple[str, str]]:
+def _same(given: Any, wanted: Any) -> bool:
+    # Literal[1] is equal to Literal[True], or to Literal[1.0], for `typing` compares values.
+    return bool(given == wanted) and spelled(given) == spelled(wanted)
+
+
+def _fits(value: Any, wanted: Any, reading: Reading) -> bool:
+    """Whether a value that a literal names is of a type."""
+    wanted = plain(wanted)
+    if _is_union(wanted):
+        return any(_fits(value, member, reading) for member in get_args(wanted))
+    if get_origin(wanted) is Literal:
+        return any(type(option) is type(value) and option == value for option in get_args(wanted))
+    if _is_enum(wanted) and reading is not Reading.HANDED and not isinstance(value, wanted):
+        return any(type(member.value) is type(value) and member.value == value for member in wanted)
+    return wanted in (Any, object) or not list(_containers(type(value), wanted, "", reading, frozenset()))
+
+
+def _records(
+    given: Any, wanted: Any, path: str, reading: Reading, seen: frozenset[tuple[int, int]]
+) -> Iterator[tuple[str, str]]:
     """Classes with fields: a subclass will do, and so will what has the same fields."""
-    if isinstance(given, type) and isinstance(wanted, type) and not is_typeddict(wanted) and issubclass(given, wanted):
+    of_mapping, to_mapping = is_typeddict(origin_of(given)), is_typeddict(origin_of(wanted))
+    structured = reading is Reading.STRUCTURED
+    if of_mapping is not to_mapping and (to_mapping or not structured):
+        yield path, _other(given, wanted)  # a mapping is no instance of a class, nor the other way round
         return
-    if is_typeddict(given) is not is_typeddict(wanted):  # a mapping is no instance of a class, nor the other way round
-        yield path, _other(given, wanted)
-        return
-    has, needs = _fields(given), _fields(wanted)
+    by = "key" if structured else "name"
+    has = {getattr(field, by): field for field in (fields_of(given) or {}).values() if field.init or not structured}
+    needs = {getattr(field, by): field for field in (fields_of(wanted) or {}).values() if field.init or not structured}
+    derived = not to_mapping and issubclass(origin_of(given), origin_of(wanted))
     for name, field in needs.items():
         if name not in has:
-            if field.required:
+            # An instance has every field, be there a default or not; a mapping may leave out what has one.
+            if field.required or not (structured or to_mapping or derived):
                 yield f"{path}.{name}", _MISSING
         else:
-            if field.required and not has[name].required:
+            if (structured or to_mapping) and field.required and not has[name].required:
                 yield f"{path}.{name}", "the field may be missing"
-            yield from _differences(has[name].declared, field.declared, f"{path}.{name}", seen)
+            yield from _differences(has[name].declared, field.declared, f"{path}.{name}", reading, seen)
+    if structured and not derived and getattr(origin_of(wanted), "__extra_fields__", "forbid") != "ignore":
+        yield from ((f"{path}.{name}", _GONE) for name in has if name not in needs)
 
 
-def _containers(given: Any, wanted: Any, path: str, seen: frozenset[tuple[int, int]]) -> Iterator[tuple[str, str]]:
-    source, target = get_origin(given) or given, get_origin(wanted) or wanted
+def _containers(
+    given: Any, wanted: Any, path: str, reading: Reading, seen: frozenset[tuple[int, int]]
+) -> Iterator[tuple[str, str]]:
+    source, target = origin_of(given), origin_of(wanted)
     if source is int and target is float:
         return
-    if not (isinstance(source, type) and isinstance(target, type) and _stands_for(source, target)):
+    if not _stands_for(source, target, reading):
         yield path, _other(given, wanted)
         return
     has, needs = get_args(given), get_args(wanted)
-    if not needs:
-        return
-    if issubclass(target, Mapping):
-        of_key, of_value = has or (Any, Any)
-        yield from _differences(of_key, needs[0], f"{path} (keys)", seen)
-        yield from _differences(of_value, needs[1], f"{path}[]", seen)
-    elif issubclass(target, tuple) and needs[-1] is not ...:
-        if len(has) != len(needs) or (has and has[-1] is ...):
+    if wanted == tuple[()] or (needs and target is tuple and needs[-1] is not ...):
+        if len(has) != len(needs) or has[-1:] == (...,) or (given is not wanted and given is tuple):
             yield path, _other(given, wanted)
             return
         for place, (one, other) in enumerate(zip(has, needs, strict=True)):
-            yield from _differences(one, other, f"{path}[{place}]", seen)
-    elif issubclass(target, (Sequence, AbstractSet)):
+            yield from _differences(one, other, f"{path}[{place}]", reading, seen)
+    elif len(needs) == 2 and issubclass(target, Mapping):
+        fields: dict[str, Field] = fields_of(given) or {}
+        if fields:  # of a TypedDict
+            yield from _differences(str, needs[0], f"{path} (keys)", reading, seen)
+            for name, field in fields.items():
+                yield from _differences(field.declared, needs[1], f"{path}.{name}", reading, seen)
+            return
+        of_key, of_value = has if len(has) == 2 else (Any, Any)
+        yield from _differences(of_key, needs[0], f"{path} (keys)", reading, seen)
+        yield from _differences(of_value, needs[1], f"{path}[]", reading, seen)
+    elif needs and given != tuple[()]:
         for element in dict.fromkeys(argument for argument in has or (Any,) if argument is not ...):
-            yield from _differences(element, needs[0], f"{path}[]", seen)
+            yield from _differences(element, needs[0], f"{path}[]", reading, seen)
 
 
-def _stands_for(source: type, target: type) -> bool:
+def _stands_for(source: Any, target: Any, reading: Reading) -> bool:
+    if not (isinstance(source, type) and isinstance(target, type)):
+        return False
+    if reading is Reading.STRUCTURED:
+        if source is bool and target is not bool:
+            return target is object  # a contract takes True for no number
+        if any(source in kind and target in kind for kind in _ALIKE):
+            return True
     try:
-        return issubclass(source, target) or (target in _SEQUENCES and source in _SEQUENCES)
+        return issubclass(source, target)
     except TypeError:  # a protocol that cannot be checked
         return True
 
 
-def _additions(old: Any, new: Any, path: str, seen: frozenset[int]) -> Iterator[tuple[str, str]]:
-    """Fields that are new and concern nobody, since they have a default."""
-    old, new = _plain(old), _plain(new)
-    if id(new) in seen:
+def _harmless(old: Any, new: Any, path: str, seen: frozenset[int]) -> Iterator[tuple[str, str]]:
+    """Fields that are new or gone, which may concern nobody."""
+    old, new = _without_none(old), _without_none(new)
+    if id(new) in seen or old == new:
         return
     seen |= {id(new)}
-    if _is_record(old) and _is_record(new):
-        has, needs = _fields(old), _fields(new)
+    if is_record(old) and is_record(new):
+        has, needs = fields_of(old) or {}, fields_of(new) or {}
         for name, field in needs.items():
             if name not in has and not field.required:
                 yield f"{path}.{name}", "the field is new"
             elif name in has:
-                yield from _additions(has[name].declared, field.declared, f"{path}.{name}", seen)
+                yield from _harmless(has[name].declared, field.declared, f"{path}.{name}", seen)
+        yield from ((f"{path}.{name}", _GONE) for name in has if name not in needs)
     elif get_args(old) and get_args(new) and not _is_union(old) and not _is_union(new):
-        for one, other in zip(get_args(old), get_args(new), strict=False):
-            yield from _additions(one, other, f"{path}[]", seen)
+        for (place, one), (_, other) in zip(_elements(old), _elements(new), strict=False):
+            yield from _harmless(one, other, path + place, seen)
+
+
+def _elements(declared: Any) -> list[tuple[str, Any]]:
+    """Gives the types of what is in a container, each with what it adds to a path."""
+    origin, arguments = origin_of(declared), get_args(declared)
+    if len(arguments) == 2 and isinstance(origin, type) and issubclass(origin, Mapping):
+        return [(" (keys)", arguments[0]), ("[]", arguments[1])]
+    if origin is tuple and arguments[-1] is not ...:
+        return [(f"[{place}]", argument) for place, argument in enumerate(arguments)]
+    return [("[]", argument) for argument in arguments if argument is not ...]
 
 
 def _other(given: Any, wanted: Any) -> str:
     return f"gives {spelled(given)}, wanted {spelled(wanted)}"
 
 
-def _plain(declared: Any) -> Any:
-    """Gives what an alias, a NewType or an annotated type stands for."""
-    while True:
-        if hasattr(declared, "__supertype__"):
-            declared = declared.__supertype__
-        elif hasattr(declared, "__metadata__"):
-            declared = declared.__origin__
-        else:
-            return type(None) if declared is None else declared
+def _without_none(declared: Any) -> Any:
+    """Gives the one type that a value has if it is not `None`; any other as it is."""
+    declared = plain(declared)
+    real = [member for member in get_args(declared) if member is not type(None)] if _is_union(declared) else []
+    return plain(real[0]) if len(real) == 1 else declared
 
 
 def _is_union(declared: Any) -> bool:
     return get_origin(declared) in (Union, types.UnionType)
 
 
-def _is_record(declared: Any) -> bool:
-    origin: Any = get_origin(declared) or declared
-    return isinstance(cast("object", origin), type) and (
-        attrs.has(origin) or dataclasses.is_dataclass(origin) or is_typeddict(origin)
-    )
-
-
-def fields_of(declared: Any) -> dict[str, Any] | None:
-    """Gives the types of the fields of a class or a TypedDict by name; `None` for what has no fields."""
-    if not _is_record(declared):
-        return None
-    return {name: field.declared for name, field in _fields(declared).items()}
-
-
-def _fields(declared: Any) -> dict[str, _Field]:
-    origin: Any = get_origin(declared) or declared
-    hints = get_type_hints(origin)
-    if is_typeddict(origin):
-        return {name: _Field(declared=of, required=name in origin.__required_keys__) for name, of in hints.items()}
-    if attrs.has(origin):
-        own = attrs.fields(cast("Any", attrs.resolve_types(origin)))
-        return {
-            field.alias or field.name: _Field(
-                declared=hints.get(field.name, Any), required=field.default is attrs.NOTHING
-            )
-            for field in own
-            if field.init
-        }
-    return {
-        field.name: _Field(
-            declared=hints.get(field.name, Any),
-            required=field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
-        )
-        for field in dataclasses.fields(origin)
-        if field.init
-    }
+def _is_enum(declared: Any) -> bool:
+    return isinstance(declared, type) and issubclass(cast("type", declared), enum.Enum)

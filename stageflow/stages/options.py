@@ -40,7 +40,8 @@ class StageOptions(TypedDict, total=False):
     """The options of a stage, the same wherever one declares it.
 
     Attributes:
-        kind: What sort of work it does. Shown; a `StageKind.ROUTE` is known to choose between its successors.
+        kind: What sort of work it does. Shown; a `StageKind.ROUTE` is known to choose between its successors, and
+            interceptors may be for certain kinds.
         after: The stages it comes after: a name, `optional` of a name, or a sequence of these.
         join: When it starts, given what becomes of those: a `Join` or its lower-case name.
         when: A plain function of the stage's context, asked before the body is entered. If it gives something false,

@@ -156,6 +156,38 @@ async def test_5_the_same_script_keeps_the_same_values_whatever_ends_it(autojump
     assert_whole(results)
 
 
+async def test_6_the_partial_results_of_a_nested_pipeline_that_fails_are_reached_from_the_parents_error(
+    autojump_clock: MockClock,
+) -> None:
+    child = (
+        Pipeline("child")
+        .with_stage("A", gives(x=1))
+        .with_stage("B", sleeps(1, ERROR), after="A")
+        .with_stage("C", sleeps(9), after="A")
+        .with_stage("D", gives(), after=["B", "C"])
+    )
+    pipeline = (
+        Pipeline("parent")
+        .with_stage("before", gives(x=2))
+        .with_stage("nest", child, after="before")
+        .with_stage("after", gives(), after="nest")
+    )
+    with pytest.raises(StageExecutionError) as caught:
+        await pipeline.run()
+    error = caught.value
+    assert dict(error.results) == {"before": StageOutput.ok(x=2)}
+    assert states(error.results) == {"before": OK, "nest": FAILED, "after": SKIPPED}
+    (results,) = error.results.children["nest"]
+    assert dict(results) == {"A": StageOutput.ok(x=1)}
+    assert results.partial == {"B": {"begun": "B"}, "C": {"begun": "C"}}
+    assert states(results) == {"A": OK, "B": FAILED, "C": CANCELLED, "D": SKIPPED}
+    assert isinstance(error.original, StageExecutionError)
+    assert error.original.original is ERROR
+    assert dict(error.original.results) == dict(results)
+    assert results.trace.status is RunStatus.FAILED
+    assert_whole(results)
+
+
 async def test_partial_results_read_the_same_way_from_either_error() -> None:
     for body in (raises(ERROR), returns(StageOutput.cancel("enough"))):
         pipeline = Pipeline("either").with_stage("A", gives(x=1)).with_stage("B", body, after="A")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from contextlib import aclosing, asynccontextmanager
 from typing import IO, TYPE_CHECKING, Any, Self
 
 import pytest
@@ -12,6 +14,7 @@ from stageflow import (
     DefinitionError,
     Pipeline,
     PipelineResults,
+    Retry,
     RunStatus,
     StageContext,
     StageExecutionError,
@@ -39,6 +42,7 @@ from tests.stages import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
     from pathlib import Path
     from types import TracebackType
 
@@ -322,3 +326,186 @@ async def test_the_limit_is_of_one_stage_and_not_of_its_strand(autojump_clock: M
     results = await chain(10, sleeps(29)).run()
     assert duration(results) == 290
     assert results.status is RunStatus.SUCCEEDED
+
+
+async def test_row_4_an_async_generator_is_cleaned_up_and_leaks_no_timeout(autojump_clock: MockClock) -> None:
+    """100 values, one every 50 ms, under a limit of 200 ms; the generator holds a cancel scope open while it yields."""
+    log: list[str] = []
+
+    @asynccontextmanager
+    async def resource() -> AsyncGenerator[None, None]:
+        log.append("opened")
+        try:
+            yield
+        finally:
+            log.append("closed")
+
+    async def produces() -> AsyncGenerator[int, None]:  # noqa: ASYNC900  # it is what is tested
+        async with resource():
+            for number in range(100):
+                await trio.sleep(0.05)
+                yield number  # noqa: ASYNC119  # likewise
+
+    async def consumes(ctx: StageContext) -> StageOutput:
+        got: list[int] = []
+        async with aclosing(produces()) as values:
+            async for value in values:
+                got.append(value)
+                ctx.save_partial(got=tuple(got))
+        return StageOutput.ok(got=got)
+
+    with pytest.raises(StageTimeoutError) as caught:
+        await Pipeline("row 4").with_stage("s", consumes, timeout=0.2).run()
+    assert log == ["opened", "closed"]
+    assert caught.value.partial == {"got": (0, 1, 2)}
+    assert caught.value.limit == 0.2
+    assert caught.value.elapsed == pytest.approx(0.2)
+    await trio.sleep(60)  # no scope of the run is left around the caller
+
+
+async def test_row_4_a_limit_never_ends_what_comes_after_the_stage(autojump_clock: MockClock) -> None:
+    """Of a generator that is left half way, the timeout inside stays in it (PEP 789)."""
+
+    async def ticks() -> AsyncGenerator[int, None]:  # noqa: ASYNC900  # it is what is tested
+        for number in range(100):
+            await trio.sleep(0.05)
+            yield number
+
+    async def takes_one(ctx: StageContext) -> StageOutput:
+        async with aclosing(ticks()) as values:
+            return StageOutput.ok(first=await anext(values))
+
+    results = await (
+        Pipeline("row 4")
+        .with_stage("one", takes_one, timeout=0.2)
+        .with_stage("next", sleeps(10), after="one", timeout=20)
+        .run()
+    )
+    assert results["one"]["first"] == 0
+    assert times(results)["next"] == (0.05, 10.05)
+
+
+async def test_row_7_of_three_limits_the_nearest_fires_and_the_stage_decides(autojump_clock: MockClock) -> None:
+    async def decides(ctx: StageContext) -> StageOutput:
+        with trio.move_on_after(3) as own:
+            await trio.sleep(8)
+        return StageOutput.ok(gave_up=own.cancelled_caught, left=ctx.timer.remaining)
+
+    results = await Pipeline("row 7").with_stage("s", decides, timeout=5).run()
+    assert results["s"].data == {"gave_up": True, "left": 2}
+    assert (duration(results), results.status) == (3, RunStatus.SUCCEEDED)
+
+
+async def test_row_7_a_limit_of_the_stages_own_that_it_lets_out_is_a_failure_and_no_timeout(
+    autojump_clock: MockClock,
+) -> None:
+    async def strict(ctx: StageContext) -> None:
+        with trio.fail_after(3):
+            await trio.sleep(8)
+
+    with pytest.raises(StageExecutionError) as caught:
+        await Pipeline("row 7").with_stage("s", strict, timeout=5).run()
+    assert type(caught.value) is StageExecutionError
+    assert isinstance(caught.value.original, trio.TooSlowError)
+    assert duration(caught.value.results) == 3
+
+
+async def test_edge_a_cleanup_that_runs_long_is_bounded_and_reported(autojump_clock: MockClock) -> None:
+    log: list[str] = []
+
+    async def tidies(ctx: StageContext) -> None:
+        async def disconnect() -> None:
+            try:
+                await trio.sleep(60)
+            finally:
+                log.append("disconnect")
+
+        ctx.on_exit(disconnect)
+        try:
+            await trio.sleep(60)
+        finally:
+            with ctx.cleanup():
+                await trio.sleep(60)  # noqa: ASYNC102  # ctx.cleanup() is one
+            log.append("tidied")
+
+    pipeline = Pipeline("long", cleanup_timeout=2).with_stage("s", tidies, timeout=1)
+    with pytest.raises(StageTimeoutError) as caught:
+        await pipeline.run()
+    assert log == ["tidied", "disconnect"]
+    assert (caught.value.limit, caught.value.elapsed) == (1, 5)
+    first, second = caught.value.results.records["s"].details.overran
+    assert first == "ctx.cleanup()"
+    assert second.endswith("disconnect")
+
+
+async def test_edge_a_heartbeat_every_second_keeps_a_stage_of_ten_alive_under_a_limit_of_two(
+    autojump_clock: MockClock,
+) -> None:
+    async def beats(ctx: StageContext) -> None:
+        for _ in range(10):
+            await trio.sleep(1)
+            ctx.heartbeat()
+
+    results = await Pipeline("alive").with_stage("s", beats, heartbeat=2).run()
+    assert (duration(results), states(results)) == (10, {"s": OK})
+
+
+async def test_edge_a_nested_pipeline_of_a_minute_ends_with_the_limit_of_five_seconds_around_it(
+    autojump_clock: MockClock,
+) -> None:
+    child = chain(3, sleeps(2)).with_stage("long", sleeps(60), after="s2", timeout=None)
+    pipeline = (
+        Pipeline("parent")
+        .with_stage("before", gives())
+        .with_stage("nested", child, after="before", timeout=5)
+        .with_stage("after", gives(), after="nested")
+    )
+    with pytest.raises(StageTimeoutError) as caught:
+        await pipeline.run()
+    error = caught.value
+    assert (error.stage, error.limit, error.elapsed, duration(error.results)) == ("nested", 5, 5, 5)
+    assert states(error.results) == {"before": OK, "nested": FAILED, "after": SKIPPED}
+    (within,) = error.results.children["nested"]
+    assert list(within) == ["s0", "s1"]
+    assert states(within) == {"s0": OK, "s1": OK, "s2": CANCELLED, "long": SKIPPED}
+    assert within.partial == {"s2": {"begun": "s2"}}
+    assert times(within)["s2"] == (4, 5)
+
+
+@pytest.mark.parametrize("options", [{}, {"retry": Retry(attempts=1)}, {"heartbeat": 60}])
+async def test_edge_a_thousand_runs_time_out_in_the_same_instant(
+    autojump_clock: MockClock, options: dict[str, Any]
+) -> None:
+    graph = Pipeline("many").with_stage("s", sleeps(60), timeout=0.1, **options).build()
+    ended: set[tuple[float, float]] = set()
+    begun = trio.current_time()
+
+    async def run() -> None:
+        results = await results_of(graph)
+        ended.add((duration(results), trio.current_time() - begun))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(1000):
+            nursery.start_soon(run)
+    assert ended == {(0.1, 0.1)}
+
+
+@pytest.mark.parametrize("options", [{}, {"retry": Retry(attempts=2)}, {"heartbeat": 0.05, "total_timeout": 5}])
+async def test_edge_ten_thousand_timed_out_stages_leave_memory_at_its_plateau(
+    autojump_clock: MockClock, options: dict[str, Any]
+) -> None:
+    """What is counted are the objects that the garbage collector knows, after each of five rounds of 2,000 timeouts."""
+    pipeline = Pipeline("plateau", on_failure="isolate").with_stage("root", gives())
+    for number in range(100):
+        pipeline = pipeline.with_stage(f"s{number}", sleeps(60), after="root", timeout=0.1, **options)
+    graph = pipeline.build()
+
+    async def round_of() -> int:
+        for _ in range(20 // options["retry"].attempts if "retry" in options else 20):
+            await results_of(graph)
+        gc.collect()
+        return len(gc.get_objects())
+
+    await round_of()
+    counts = [await round_of() for _ in range(5)]
+    assert max(counts) - min(counts) < 500  # of 2,000 stages, not one object in four is left
