@@ -95,8 +95,11 @@ def _as_tuple(artifacts: Iterable[Artifact]) -> tuple[Artifact, ...]:
     return tuple(artifacts)
 
 
+_NO_DATA = object()
+
+
 def _frozen_input(value: Any) -> Any:
-    return freeze({} if value is None else value)
+    return freeze({} if value is _NO_DATA else value)
 
 
 @final
@@ -130,7 +133,7 @@ class PipelineContext(Context):
     tenant: str | None = attrs.field(  # pyright: ignore[reportIncompatibleMethodOverride]
         default=None, validator=attrs.validators.optional(attrs.validators.instance_of(str))
     )
-    data: Any = attrs.field(default=None, converter=_frozen_input)  # pyright: ignore[reportUnknownVariableType]
+    data: Any = attrs.field(default=_NO_DATA, converter=_frozen_input)  # pyright: ignore[reportUnknownVariableType]
     snapshot: ContextSnapshot = attrs.field(factory=ContextSnapshot)  # pyright: ignore[reportIncompatibleMethodOverride]
     artifacts: tuple[Artifact, ...] = attrs.field(default=(), converter=_as_tuple)
     metadata: Mapping[str, Any] = attrs.field(default=None, converter=_frozen_mapping)
@@ -167,10 +170,9 @@ class PipelineContext(Context):
         tenant = changes.pop("tenant", self.tenant)
         if tenant != self.tenant:
             raise TenantMismatchError("this context", tenant=tenant, owner=self.tenant)
-        data = changes.pop("data", None)
+        data = changes.pop("data", {})
         if keys:
-            chosen = {key: self.data[key] for key in keys}
-            data = chosen if data is None else {**chosen, **data}
+            data = {**{key: self.data[key] for key in keys}, **data}
         return PipelineContext(
             data=data, tenant=self.tenant, correlation_id=changes.pop("correlation_id", self.correlation_id), **changes
         )

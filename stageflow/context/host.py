@@ -34,6 +34,7 @@ class RunState:
         started: When it began, on Trio's clock.
         deadline: When the scopes that stood around the run at that moment will cancel it, or its own deadline.
         artifacts: Every artifact so far.
+        key: What stands for the run in keys of idempotency, if that is not its id.
         depth: How many runs it is nested in.
         parent: The id of the run it is nested in, or `None`.
         lent: Instead of a `Limit`, the one that stages of this run take from: a stage around it holds a token of the
@@ -46,6 +47,7 @@ class RunState:
     started: float
     deadline: float
     artifacts: list[Artifact]
+    key: str | None = None
     depth: int = 0
     parent: str | None = None
     lent: Mapping[Any, Any] = attrs.field(factory=dict[Any, Any])  # this layer does not know limits

@@ -144,10 +144,11 @@ class StageContext(Context):
     def idempotency_key(self) -> str:
         """A key for calls to other services that is the same on every try of this stage in this run, and nowhere else.
 
-        It is a UUIDv5 over tenant, pipeline, run and stage.
+        It is a UUIDv5 over tenant, pipeline, run and stage. In a run within a stage, that stage stands for the run, so
+        that what is done again with it has the same keys.
         """
         state = self._host.state
-        scope = [state.origin.tenant, state.pipeline, state.run_id, self._part.name]
+        scope = [state.origin.tenant, state.pipeline, state.key or state.run_id, self._part.name]
         return str(uuid.uuid5(_IDEMPOTENCY, repr(scope)))
 
     @property
@@ -260,7 +261,7 @@ class StageContext(Context):
             else PipelineContext(
                 correlation_id=self.correlation_id,
                 tenant=state.origin.tenant,
-                data=data,
+                data={} if data is None else data,
                 metadata=metadata,  # pyright: ignore[reportArgumentType]  # its converter takes None
                 timeouts=timeouts,  # pyright: ignore[reportArgumentType]
                 snapshot=ContextSnapshot() if snapshot is None else snapshot,

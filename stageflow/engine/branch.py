@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from stageflow.context import PipelineContext
     from stageflow.context.host import RunState, StagePart
     from stageflow.engine.execution import Execution
-    from stageflow.engine.nested import MapPlan
+    from stageflow.engine.maps import MapPlan
     from stageflow.engine.results import PipelineResults
     from stageflow.engine.strand import Walker
     from stageflow.graph import Branch, Graph
@@ -277,7 +277,7 @@ class BranchRun:
 
     async def run_map(self, stage: StagePart, plan: MapPlan, items: object) -> StageOutput:
         """Runs something for each of some items, within the stage."""
-        from stageflow.engine.nested import run_map  # noqa: PLC0415
+        from stageflow.engine.maps import run_map  # noqa: PLC0415
 
         return await run_map(self, stage.name, plan, items)
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from stageflow.context import PipelineContext
-    from stageflow.engine.nested import Around, MapRun
+    from stageflow.engine.maps import MapRun
+    from stageflow.engine.nested import Around
     from stageflow.graph import Graph
 
 __all__ = ["Execution"]
@@ -134,6 +135,7 @@ class Execution:
         self.trunk = BranchRun(self, None, self.shape.branches[TRUNK], 0)
         if around is not None:
             self.state.depth, self.state.parent, self.state.lent = around.depth, around.run_id, around.lent
+            self.state.key = around.key
             self.limits |= around.limits
             self.trunk.name = around.branch or self.trunk.name
         self.branches: list[BranchRun | None] = [None] * len(self.shape.branches)

@@ -63,8 +63,8 @@ class Retry:
                 raise DefinitionError(f"Retry(on=...) takes subclasses of Exception, not {kind!r}")
 
     def matches(self, error: Exception | None) -> bool:
-        """Whether an exception is worth another try."""
-        return isinstance(error, self.on)
+        """Whether an exception is worth another try; of a run within the stage, what ended that run counts as well."""
+        return isinstance(error, self.on) or isinstance(getattr(error, "original", None), self.on)
 
     def delay_after(self, attempt: int) -> float:
         """Gives the seconds to wait after an attempt, counted from 1; by chance, if there is jitter."""
