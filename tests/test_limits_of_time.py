@@ -502,7 +502,6 @@ async def test_a_failure_before_the_deadline_is_what_the_run_raises(autojump_clo
     assert (duration(results), results.status) == (5, RunStatus.FAILED)
 
 
-@pytest.mark.xfail(reason="a deadline is noticed when somebody asks, and nobody does when all have succeeded")
 async def test_a_run_whose_stages_all_succeeded_ends_the_same_whether_or_not_one_looked_at_the_clock(
     autojump_clock: MockClock,
 ) -> None:
@@ -518,7 +517,6 @@ async def test_a_run_whose_stages_all_succeeded_ends_the_same_whether_or_not_one
     assert unseen.status is seen.status
 
 
-@pytest.mark.xfail(reason="a deadline is noticed when somebody asks, and nobody does when all have succeeded")
 async def test_a_run_that_is_cut_short_by_its_deadline_says_so_though_only_background_tasks_were_left(
     autojump_clock: MockClock,
 ) -> None:
@@ -662,7 +660,6 @@ async def test_on_a_tie_the_deadline_of_a_branch_beats_the_limit_of_a_stage(auto
     assert causes(results)["left"] == (CauseKind.TIMEOUT, "left")
 
 
-@pytest.mark.xfail(reason="each branch puts its own deadline on itself, whatever those around it are")
 async def test_on_a_tie_the_deadline_of_the_run_beats_that_of_a_branch(autojump_clock: MockClock) -> None:
     pipeline = (
         Pipeline("tie", deadline=2)
@@ -749,7 +746,6 @@ async def test_a_nested_run_ties_with_its_stage_and_the_stage_wins(autojump_cloc
     assert (error.stage, causes(error.results)) == ("s", {"s": (CauseKind.TIMEOUT, "s")})
 
 
-@pytest.mark.xfail(reason="set_deadline() compares with what was around when the run began, which may move")
 @pytest.mark.parametrize("by", ["extend", "heartbeat", "scope"])
 async def test_the_deadline_of_a_run_holds_though_a_nearer_limit_around_it_moves(
     autojump_clock: MockClock, by: str

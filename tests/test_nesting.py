@@ -531,7 +531,6 @@ async def test_a_child_reached_by_its_own_deadline_fails_its_stage(autojump_cloc
     assert child_results(results)["a"]["x"] == 1
 
 
-@pytest.mark.xfail(strict=True, reason="Execution.set_deadline decides at the beginning whose is nearer")
 async def test_the_deadline_of_a_child_holds_although_the_nearer_limit_around_it_is_extended(
     autojump_clock: MockClock,
 ) -> None:

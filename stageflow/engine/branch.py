@@ -87,7 +87,7 @@ class BranchRun:
         if self.cause is not None or self.execution.ending is not None:  # it was ended before it began
             nursery.cancel_scope.cancel(reason=str(self.why()))
         if self.execution.has_deadlines:
-            self.execution.set_deadline(self, nursery)
+            self.expires = nursery.cancel_scope.deadline = self.execution.deadline_of(self)
         for child in self.early_children:
             self.execution.scheduler.start(child, nursery)
 
@@ -96,10 +96,8 @@ class BranchRun:
     def why(self) -> Cause | None:
         """Why the branch is being cancelled, as far as that is known: the nearest cause counts."""
         execution = self.execution
-        if execution.some_branch_ended or execution.has_deadlines:
+        if execution.some_branch_ended:
             for branch in self.lineage():
-                if branch.expires < math.inf:
-                    execution.notice_deadline(branch)
                 if branch.cause is not None:
                     return branch.cause
         return execution.ending
@@ -135,8 +133,11 @@ class BranchRun:
         from_outside = False
         if self.why() is None:
             from_outside = await _is_cancelled()
+            if not from_outside and self.has_expired:
+                execution.reach_deadline(self)
+                execution.relabel(CALLER, self.why() or CALLER)
             was_cut = self.interrupted or self.unheard or walker.at < len(self.strand)
-            if not from_outside and was_cut and failure is None and execution.drained is None:
+            if self.why() is None and not from_outside and was_cut and failure is None and execution.drained is None:
                 if walker.lender is not None:
                     self.cause = Cause(CauseKind.NURSERY, walker.lender.name, "its nursery was cancelled")
                     execution.some_branch_ended = True
@@ -228,6 +229,12 @@ class BranchRun:
         assert self.walker is not None
         return self.walker
 
+    @property
+    def has_expired(self) -> bool:
+        """Whether its deadline has been reached while there was something in it."""
+        nursery = self.nursery
+        return self.expires < math.inf and nursery is not None and nursery.cancel_scope.cancel_called
+
     def _runs(self, stage: StagePart) -> bool:
         """Whether it is this stage that runs here."""
         return self.walker is not None and self.walker.current is stage
@@ -304,7 +311,10 @@ class BranchRun:
         try:
             if self._runs(stage) and self._walker.too_late:
                 return self._walker.limit_in_words()
-            return None if trio.current_effective_deadline() > -math.inf else CALLER.reason
+            if trio.current_effective_deadline() > -math.inf:
+                return None
+            expired = next((branch for branch in self.lineage() if branch.has_expired), None)
+            return CALLER.reason if expired is None else self.execution.reached(expired)
         except RuntimeError:  # asked from another thread, where Trio has no answer, or too deep for Trio to tell
             return None
 

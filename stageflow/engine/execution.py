@@ -12,7 +12,7 @@ from trio.lowlevel import Abort, checkpoint_if_cancelled, wait_task_rescheduled
 
 from stageflow.context.host import RunState
 from stageflow.context.ids import new_run_id
-from stageflow.engine.branch import BranchRun
+from stageflow.engine.branch import CALLER, BranchRun
 from stageflow.engine.collector import Collector
 from stageflow.engine.results import PipelineResults
 from stageflow.engine.scheduler import Scheduler
@@ -208,9 +208,10 @@ class Execution:
 
     def relabel(self, wrong: Cause, cause: Cause) -> None:
         """Corrects the cause of what was cut short, and of what that led to, where a branch could not tell it yet."""
-        for record in self.collector.slots:
-            if record is not None and record.cause is wrong:
-                record.cause = cause
+        for record in filter(None, self.collector.slots):
+            for cut in (record, *record.details.items.values()):
+                if cut.cause is wrong:
+                    cut.cause = cause
 
     # Ending
 
@@ -300,37 +301,31 @@ class Execution:
 
     # Deadlines
 
-    def set_deadline(self, branch: BranchRun, nursery: trio.Nursery) -> None:
-        """Puts the deadline of a branch, if it has one, on its nursery.
-
-        If a scope around the run comes first, or at the same moment, it is left to that one.
-        """
-        seconds = self.plan.deadlines.get(branch.plan.index, math.inf)
-        expires = trio.current_time() + seconds
-        if branch is self.trunk and self.graph.settings.deadline is not None:
-            expires = min(expires, self.state.started + self.graph.settings.deadline)
-        if expires < self.state.deadline and branch.expires == math.inf:
-            branch.expires = nursery.cancel_scope.deadline = expires
-
-    def notice_deadline(self, branch: BranchRun) -> None:
-        """Notes that the deadline of a branch has been reached, if it has and nothing else has ended it."""
-        nursery = branch.nursery
-        if branch.cause is not None or self.ending is not None or nursery is None:
-            return
-        if trio.current_time() < branch.expires or not nursery.cancel_scope.cancel_called:
-            return
+    def deadline_of(self, branch: BranchRun) -> float:
+        """When the deadline of a branch that begins now will be reached, on Trio's clock."""
+        expires = trio.current_time() + self.plan.deadlines.get(branch.plan.index, math.inf)
         limit = self.graph.settings.deadline
-        if branch is self.trunk and limit is not None and branch.expires == self.state.started + limit:
-            running = [record.name for record in self.collector.slots if record and record.state is StageState.RUNNING]
-            names = ", ".join(map(repr, running[:5])) + (f" and {len(running) - 5} more" if len(running) > 5 else "")
-            what = f" while {names} {'was' if len(running) == 1 else 'were'} running" if running else ""
-            cause = Cause(CauseKind.DEADLINE, None, f"the run reached its deadline of {limit:g} s{what}")
-            self.verdict = self.verdict or cause
-            self.ending = cause
-        else:
-            seconds = self.plan.deadlines[branch.plan.index]
-            branch.cause = Cause(CauseKind.DEADLINE, None, f"the branch reached its deadline of {seconds:g} s")
+        return expires if limit is None or branch is not self.trunk else min(expires, self.state.started + limit)
+
+    def reached(self, branch: BranchRun) -> str:
+        """Says of a branch that it has reached its deadline."""
+        limit = self.graph.settings.deadline
+        if limit is not None and branch is self.trunk and branch.expires == self.state.started + limit:
+            return f"the run reached its deadline of {limit:g} s"
+        return f"the branch reached its deadline of {self.plan.deadlines[branch.plan.index]:g} s"
+
+    def reach_deadline(self, branch: BranchRun) -> None:
+        """Notes that a branch was ended by its deadline. If that was the run's, the run raises."""
+        reason = self.reached(branch)
+        if reason.startswith("the branch"):
+            branch.cause = Cause(CauseKind.DEADLINE, None, reason)
             self.some_branch_ended = True
+            return
+        cut = [record.name for record in self.collector.slots if record and record.attempts and _is_cut(record)]
+        names = ", ".join(map(repr, cut[:5])) + (f" and {len(cut) - 5} more" if len(cut) > 5 else "")
+        what = f" while {names} {'was' if len(cut) == 1 else 'were'} running" if cut else ""
+        self.ending = Cause(CauseKind.DEADLINE, None, reason + what)
+        self.verdict = self.verdict or self.ending
 
     # Looking around
 
@@ -397,6 +392,11 @@ class Execution:
             reason = f"{stage!r} does not come after it; add it to after= of {stage!r}"
             return MissingOutputError(name, state=self.collector.record(number).state, reason=reason)
         return self.collector.missing(name)
+
+
+def _is_cut(record: StageRecord) -> bool:
+    """Whether a stage was cut short, by what is not known yet."""
+    return record.cause is CALLER or record.state is StageState.RUNNING
 
 
 def _deadline_around() -> float:

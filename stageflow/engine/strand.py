@@ -143,7 +143,8 @@ class Walker:
                 raised = error
             branch = self.branch
             try:
-                if raised is not None or branch.interrupted or branch.unheard or self.at < len(branch.strand):
+                cut = raised is not None or branch.interrupted or branch.unheard or self.at < len(branch.strand)
+                if cut or (branch.expires < math.inf and branch.has_expired):
                     await branch.cut_short(raised)
             finally:
                 branch.close()
