@@ -20,24 +20,31 @@ from stageflow.frozen import freeze
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DEEP = 100_000
+DEEP = 30_000
 
 
 def told(value: Any) -> Any:
     """What a value is, with its types; two values that are told alike are the same in type too."""
-    kind = type(value)
-    if isinstance(value, dict):
-        items = cast("dict[Any, Any]", value)
-        return kind, frozenset((told(key), told(inner)) for key, inner in items.items())
-    if isinstance(value, (list, tuple)):
-        return kind, tuple(told(inner) for inner in cast("list[Any]", value))
-    if isinstance(value, frozenset):
-        return kind, frozenset(map(told, cast("frozenset[Any]", value)))
+    kind = cast("Any", type(value))
+    if issubclass(kind, dict):
+        return kind, frozenset((told(key), told(inner)) for key, inner in value.items())
+    if issubclass(kind, (list, tuple)):
+        return kind, tuple(map(told, value))
+    if issubclass(kind, frozenset):
+        return kind, frozenset(map(told, value))
     return kind, repr(value)
 
 
 def messages(number: int) -> list[dict[str, Any]]:
     return [{"role": "user", "content": f"message {each}", "meta": {"tokens": [each, 1]}} for each in range(number)]
+
+
+def itself(value: Any) -> Any:
+    return value
+
+
+def pickled(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))
 
 
 def copied(value: Any) -> Any:
@@ -146,12 +153,11 @@ def test_the_past_may_be_as_long_as_memory_allows() -> None:
     for number in range(DEEP):
         snapshot = snapshot.evolve(n=number)
     assert snapshot.rollback(0) is first
-    assert "n=" not in repr(snapshot)
-    assert len(repr(snapshot)) < 200
+    assert repr(snapshot) == f"ContextSnapshot(_values={{'kept': [1], 'n': {DEEP - 1}}}, version={DEEP})"
     del snapshot
 
 
-@pytest.mark.parametrize("how", [lambda value: pickle.loads(pickle.dumps(value)), copy.copy, copy.deepcopy])
+@pytest.mark.parametrize("how", [pickled, copy.copy, copy.deepcopy])
 def test_a_snapshot_survives_pickle_and_copy_with_all_its_past(how: Callable[[Any], Any]) -> None:
     snapshot = ContextSnapshot({"kept": [[1]]})
     for number in range(2_000):
@@ -202,32 +208,37 @@ def edited(draw: st.DrawFn, values: st.SearchStrategy[Any], keys: st.SearchStrat
     new: Any = old
     for _ in range(draw(st.integers(0, 4))):
         new = edit(draw, new, values, keys)
-    if draw(st.booleans()):
-        new = pickle.loads(pickle.dumps(new))
+    if chance(draw):
+        new = pickled(new)
     return old, freeze(new)
 
 
+def chance(draw: st.DrawFn) -> bool:
+    return draw(st.booleans())
+
+
 def edit(draw: st.DrawFn, value: Any, values: st.SearchStrategy[Any], keys: st.SearchStrategy[Any]) -> Any:
-    if isinstance(value, dict):
-        items = dict(cast("dict[Any, Any]", value))
-        if items and draw(st.integers(0, 3)):
+    kind = cast("Any", type(value))
+    if issubclass(kind, dict):
+        items: dict[Any, Any] = dict(value)
+        if items and chance(draw):
             key = draw(st.sampled_from(list(items)))
             items[key] = edit(draw, items[key], values, keys)
-        elif items and draw(st.booleans()):
+        elif items and chance(draw):
             del items[draw(st.sampled_from(list(items)))]
         else:
             key = draw(keys)
             items.pop(key, None)  # so that 1 may take the place of True
             items[key] = draw(values)
         return items
-    if isinstance(value, list):
-        listed = list(cast("list[Any]", value))
+    if issubclass(kind, list):
+        listed: list[Any] = list(value)
         place = draw(st.integers(0, len(listed)))
-        if place < len(listed) and draw(st.booleans()):
+        if place < len(listed) and chance(draw):
             listed[place] = edit(draw, listed[place], values, keys)
-        elif place < len(listed) and draw(st.booleans()):
+        elif place < len(listed) and chance(draw):
             del listed[place]
-        elif listed and draw(st.booleans()):
+        elif listed and chance(draw):
             listed = listed[place:] + listed[:place]
         else:
             listed.insert(place, draw(values))
@@ -243,7 +254,7 @@ def exact(old: Any, new: Any) -> None:
     assert told(dict(following)) == told(dict(after))
     assert (following.version, following.parent) == (1, before)
     assert bool(delta) == (told(dict(before)) != told(dict(after)))
-    assert pickle.loads(pickle.dumps(delta)) == delta
+    assert pickled(delta) == delta
     backwards = before.diff(after)
     assert told(dict(following.apply(backwards))) == told(dict(before))
 
@@ -340,11 +351,11 @@ def paths(delta: Delta) -> list[tuple[str, tuple[Any, ...]]]:
     return [(change.op, change.path) for change in delta]
 
 
-@pytest.mark.parametrize("same", [lambda value: value, copied], ids=["shared", "read anew"])
+@pytest.mark.parametrize("same", [itself, copied], ids=["shared", "read anew"])
 def test_what_one_does_with_a_list_of_messages_costs_what_one_does(same: Callable[[Any], Any]) -> None:
     old = freeze(messages(200))
     new = list(same(old))
-    more = {"role": "user", "content": "more", "meta": {}}
+    more: dict[str, Any] = {"role": "user", "content": "more", "meta": {}}
     assert paths(delta_of(old, [*new, more])) == [("add", ("it", 200))]
     assert paths(delta_of(old, [more, *new])) == [("add", ("it", 0))]
     assert paths(delta_of(old, [*new[:100], more, *new[100:]])) == [("add", ("it", 100))]
@@ -522,7 +533,7 @@ MISFITS: dict[str, Change] = {
 
 @pytest.mark.parametrize("change", MISFITS.values(), ids=MISFITS)
 def test_a_change_that_does_not_fit_says_so(change: Change) -> None:
-    with pytest.raises(ValueError, match="does not fit|snapshot is a mapping"):
+    with pytest.raises(ValueError, match=r"does not fit|snapshot is a mapping"):
         SNAPSHOT.apply(Delta((Change("add", ("new",), 1), change)))
     assert SNAPSHOT == {"a": [1, {"b": "c"}], "t": (1, 2), "s": "str"}
 
@@ -545,7 +556,7 @@ def test_a_change_is_checked_when_it_is_made() -> None:
 
 def test_a_delta_can_be_applied_to_plain_values_which_it_leaves_alone() -> None:
     inner = [1]
-    value: Any = {"a": inner, "o": OrderedDict(x=inner)}
+    value: dict[str, Any] = {"a": inner, "o": OrderedDict(x=inner)}
     changes = Change("add", ("a", 1), [2]), Change("add", ("o", "x", 0), 0), Change("add", ("a", 1, 0), 3)
     assert Delta(changes).apply(value) == {"a": [1, [3, 2]], "o": {"x": [0, 1]}}
     assert (value, inner) == ({"a": [1], "o": {"x": [1]}}, [1])
@@ -561,7 +572,7 @@ def test_deltas_and_changes_compare_pickle_and_copy() -> None:
     assert len(delta) == 2
     assert list(delta) == list(delta.changes)
     assert not Delta()
-    for twin in (pickle.loads(pickle.dumps(delta)), copy.copy(delta), copy.deepcopy(delta)):
+    for twin in (pickled(delta), copy.copy(delta), copy.deepcopy(delta)):
         assert twin == delta
         assert old.apply(twin) == new
     assert Change("add", ("a",), [1]) == Change("add", ("a",), [1]) != Change("add", ("a",), [2])
@@ -569,13 +580,14 @@ def test_deltas_and_changes_compare_pickle_and_copy() -> None:
 
 
 def test_deltas_and_changes_cannot_be_changed() -> None:
-    value = [1]
-    change = Change("add", ("a",), value)
-    value.append(2)
+    values = [1]
+    change = Change("add", ("a",), values)
+    values.append(2)
     assert change.value == [1]
     with pytest.raises(TypeError, match="immutable"):
         change.value.append(2)
-    for thing, name in ((change, "op"), (Delta(), "changes")):
+    things: list[tuple[Any, str]] = [(change, "op"), (Delta(), "changes")]
+    for thing, name in things:
         with pytest.raises(attrs.exceptions.FrozenInstanceError):
             setattr(thing, name, None)
 
@@ -593,16 +605,17 @@ def patched(document: Any, patch: list[dict[str, Any]]) -> Any:
             continue
         target = document
         for step in steps[:-1]:
-            target = target[int(step) if isinstance(target, list) else step]
-        last: Any = int(steps[-1]) if isinstance(target, list) else steps[-1]
+            target = target[int(step) if type(target) is list else step]
+        in_list = type(target) is list
+        last: Any = int(steps[-1]) if in_list else steps[-1]
         if op == "remove":
             del target[last]
         elif op == "replace":
             target[last]  # which has to be there
             target[last] = operation["value"]
-        elif isinstance(target, list):
-            assert 0 <= last <= len(cast("list[Any]", target))
-            cast("list[Any]", target).insert(last, operation["value"])
+        elif in_list:
+            assert 0 <= last <= len(target)
+            target.insert(last, operation["value"])
         else:
             target[last] = operation["value"]
     return document

@@ -21,6 +21,10 @@ def paired(old: list[Any], new: list[Any]) -> list[tuple[int, int]]:
 
     Whatever it gives, the delta is exact; how well it guesses decides how small it is.
     """
+    if min(len(old), len(new)) == 0:
+        return []
+    if len(old) == len(new) == 1:
+        return [(0, 0)]
     shared = set(map(id, old)) & set(map(id, new))
     befores, afters = ([_likeness(value, shared) for value in values] for values in (old, new))
     pairs: list[tuple[int, int]] = []

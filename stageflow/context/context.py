@@ -102,6 +102,19 @@ def _frozen_input(value: Any) -> Any:
     return freeze({} if value is _NO_DATA else value)
 
 
+def _check_mappings(data: object, added: object) -> None:
+    if not isinstance(data, Mapping):
+        raise TypeError(
+            f"items can be chosen of a mapping only, and the data is of type {type(data).__name__!r}; "
+            f"hand down what the other run shall see with data="
+        )
+    if not isinstance(added, Mapping):
+        raise TypeError(
+            f"only a mapping can be added to the items that were chosen, not data= of type {type(added).__name__!r}; "
+            f"make one of it, or choose no items"
+        )
+
+
 @final
 @attrs.frozen(kw_only=True, slots=True)
 class PipelineContext(Context):
@@ -165,13 +178,14 @@ class PipelineContext(Context):
         Raises:
             KeyError: The data has no such item.
             TenantMismatchError: It would be another tenant's.
-            TypeError: There is no such attribute, or there are items to choose, but the data is no mapping.
+            TypeError: There is no such attribute, or there are items to choose, but the data or ``data=`` is no mapping.
         """
         tenant = changes.pop("tenant", self.tenant)
         if tenant != self.tenant:
             raise TenantMismatchError("this context", tenant=tenant, owner=self.tenant)
         data = changes.pop("data", {})
         if keys:
+            _check_mappings(self.data, data)
             data = {**{key: self.data[key] for key in keys}, **data}
         return PipelineContext(
             data=data, tenant=self.tenant, correlation_id=changes.pop("correlation_id", self.correlation_id), **changes

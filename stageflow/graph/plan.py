@@ -7,7 +7,7 @@ import enum
 import math
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING, Any, Final, Union, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import attrs
 
@@ -16,7 +16,8 @@ from stageflow.frozen import FrozenDict
 from stageflow.graph.branches import Branch
 from stageflow.stages import Default, Dependency, Join, OnFailure, Retry, Settings, StageSpec
 from stageflow.stages.interceptor import intercepted
-from stageflow.stages.returned import under_contract
+from stageflow.stages.policy import spelled
+from stageflow.stages.returned import as_whole, under_contract
 from stageflow.stages.runner import NativeBody
 from stageflow.stages.stage import Condition
 
@@ -178,9 +179,10 @@ def _body(spec: StageSpec, ordered: Sequence[StageSpec], shape: Shape, settings:
             name for name, stage in spec.sources.items() if _proves(ordered[shape.index[stage]], spec, name)
         )
         body = spec.bind(spec.sources, proven)
-    body = intercepted(body, settings.interceptors)
     if isinstance(spec.output, Default):
-        return body
+        return intercepted(body, settings.interceptors)
+    if settings.interceptors:
+        body = intercepted(as_whole(body), settings.interceptors)
     from stageflow.stages.contract import Contract  # noqa: PLC0415  # with it comes cattrs, which takes its time
 
     return under_contract(body, Contract(spec.output, f"output= of {spec.where}"))
@@ -197,13 +199,13 @@ def _proves(producer: StageSpec, consumer: StageSpec, name: str) -> bool:
     from stageflow.stages.compatibility import differences  # noqa: PLC0415
 
     parameter = consumer.typed.parameters[name]
-    found = list(differences(producer.output, parameter.declared, name))
-    if parameter.optional and found:
-        found = list(differences(producer.output, Union[parameter.declared, None], name))  # noqa: UP007
+    found = list(differences(producer.output, parameter.wanted, name))
     if not found:
         return True
     lines = "".join(f"\n  {path}: {what}" for path, what in found)
-    gives = str(producer.typed) if producer.typed is not None else f"{producer.where}, output={producer.output!r}"
+    gives = (
+        str(producer.typed) if producer.typed is not None else f"{producer.where}, output={spelled(producer.output)}"
+    )
     raise DefinitionError(
         f"{consumer.where} cannot take what stage {producer.name!r} gives:{lines}\n  given by  {gives}\n  "
         f"taken by  {consumer.typed}"
@@ -231,7 +233,8 @@ def _check_inputs(spec: StageSpec, settings: Settings) -> None:
     """
     if spec.typed is None or isinstance(settings.inputs, Default):
         return
-    from stageflow.stages.compatibility import differences, fields_of  # noqa: PLC0415
+    from stageflow.stages.compatibility import differences  # noqa: PLC0415
+    from stageflow.stages.fields import fields_of  # noqa: PLC0415
 
     fields = fields_of(settings.inputs)
     if fields is None:
@@ -246,12 +249,14 @@ def _check_inputs(spec: StageSpec, settings: Settings) -> None:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise DefinitionError(
                 f"{spec.where} takes {str(parameter)!r}, but no stage has that name, and neither has a field of "
-                f"{settings.inputs.__qualname__}, the inputs= of the pipeline{hint}"
+                f"{spelled(settings.inputs)}, the inputs= of the pipeline{hint}"
             )
-        found = list(differences(fields[name], parameter.declared, name))
-        if found and not parameter.optional:
+        found = list(differences(fields[name].declared, parameter.wanted, name))
+        if found:
             lines = "".join(f"\n  {path}: {what}" for path, what in found)
-            raise DefinitionError(f"{spec.where} cannot take {name!r} from {settings.inputs.__qualname__}:{lines}")
+            raise DefinitionError(
+                f"{spec.where} cannot take {name!r} from {spelled(settings.inputs)}:{lines}\n  taken by  {spec.typed}"
+            )
 
 
 def with_edges(specs: Sequence[StageSpec]) -> list[StageSpec]:

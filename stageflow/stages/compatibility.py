@@ -6,7 +6,7 @@ import enum
 import types
 from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence, MutableSet, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any, Final, Literal, Union, cast, final, get_args, get_origin, is_typeddict
+from typing import Any, Final, Literal, Union, final, get_args, get_origin, is_typeddict
 
 import attrs
 
@@ -62,12 +62,12 @@ class Reading(enum.Enum):
 
 _MISSING: Final = "there is no such field"
 _GONE: Final = "the field is gone"
-_ALIKE: Final = (
-    (list, tuple, Sequence, MutableSequence),
-    (set, frozenset, AbstractSet, MutableSet),
-    (dict, Mapping, MutableMapping),
+_ALIKE: Final[tuple[tuple[tuple[Any, ...], tuple[Any, ...]], ...]] = (
+    ((list, tuple, Sequence, MutableSequence), (list, tuple)),
+    ((set, frozenset, AbstractSet, MutableSet), (set, frozenset)),
+    ((dict, Mapping, MutableMapping), (Mapping,)),
 )
-"""Containers that a contract makes of each other."""
+"""Containers that a contract makes of each other, and what else it makes them of."""
 
 
 def compatibility(old: Any, new: Any, *, root: str = "value") -> tuple[Difference, ...]:
@@ -98,9 +98,7 @@ def compatibility(old: Any, new: Any, *, root: str = "value") -> tuple[Differenc
     return tuple(found.values())
 
 
-def differences(
-    given: Any, wanted: Any, path: str, reading: Reading = Reading.HANDED, /
-) -> Iterator[tuple[str, str]]:
+def differences(given: Any, wanted: Any, path: str, reading: Reading = Reading.HANDED, /) -> Iterator[tuple[str, str]]:
     """Says where a value of one type would not do where another type is wanted; nothing if it would."""
     yield from _differences(given, wanted, path, reading, frozenset())
 
@@ -113,15 +111,19 @@ def weaknesses(declared: Any) -> Iterator[str]:
     fields = fields_of(declared) or {}
     for base in origin.__mro__[1:]:
         for name, field in (fields_of(base) or {}).items():
-            for path, what in differences(fields[name].declared, field.declared, f"{origin.__qualname__}.{name}"):
-                yield f"{path} {what.replace('wanted', 'but its base ' + base.__qualname__ + ' promises')}"
+            own, here = origin.__qualname__, f"{origin.__qualname__}.{name}"
+            found = differences(fields[name].declared, field.declared, here) if name in fields else ()
+            yield from (
+                f"{path} is weaker than in {base.__qualname__}, which {own} derives from: {what}"
+                for path, what in found
+            )
 
 
 def _differences(
     given: Any, wanted: Any, path: str, reading: Reading, seen: frozenset[tuple[int, int]]
 ) -> Iterator[tuple[str, str]]:
     given, wanted = plain(given), plain(wanted)
-    if _same(given, wanted) or wanted is Any or wanted is object or (id(given), id(wanted)) in seen:
+    if given == wanted or wanted is Any or wanted is object or (id(given), id(wanted)) in seen:
         return
     seen |= {(id(given), id(wanted))}
     if given is Any:
@@ -147,11 +149,6 @@ def _differences(
             yield path, f"gives {', '.join(map(repr, extra))}, wanted {spelled(wanted)}"
     else:
         yield from _containers(given, wanted, path, reading, seen)
-
-
-def _same(given: Any, wanted: Any) -> bool:
-    # Literal[1] is equal to Literal[True], or to Literal[1.0], for `typing` compares values.
-    return bool(given == wanted) and spelled(given) == spelled(wanted)
 
 
 def _fits(value: Any, wanted: Any, reading: Reading) -> bool:
@@ -203,7 +200,7 @@ def _containers(
         return
     has, needs = get_args(given), get_args(wanted)
     if wanted == tuple[()] or (needs and target is tuple and needs[-1] is not ...):
-        if len(has) != len(needs) or has[-1:] == (...,) or (given is not wanted and given is tuple):
+        if source is not tuple or given is tuple or len(has) != len(needs) or has[-1:] == (...,):
             yield path, _other(given, wanted)
             return
         for place, (one, other) in enumerate(zip(has, needs, strict=True)):
@@ -229,8 +226,11 @@ def _stands_for(source: Any, target: Any, reading: Reading) -> bool:
     if reading is Reading.STRUCTURED:
         if source is bool and target is not bool:
             return target is object  # a contract takes True for no number
-        if any(source in kind and target in kind for kind in _ALIKE):
-            return True
+        for alike, accepted in _ALIKE:
+            if target in alike:
+                return (
+                    source in alike or (is_typeddict(source) and accepted == (Mapping,)) or issubclass(source, accepted)
+                )
     try:
         return issubclass(source, target)
     except TypeError:  # a protocol that cannot be checked
@@ -282,4 +282,4 @@ def _is_union(declared: Any) -> bool:
 
 
 def _is_enum(declared: Any) -> bool:
-    return isinstance(declared, type) and issubclass(cast("type", declared), enum.Enum)
+    return isinstance(declared, type) and issubclass(declared, enum.Enum)

@@ -10,20 +10,42 @@ This module is imported when the first contract is declared, for it brings cattr
 
 from __future__ import annotations
 
-import dataclasses
+import collections
+import difflib
 import enum
 import functools
+import pathlib
 import types
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, MutableSequence, MutableSet, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any, Final, Literal, NoReturn, TypeAlias, Union, cast, final, get_args, get_origin, is_typeddict
+from typing import (
+    Any,
+    Final,
+    Literal,
+    NoReturn,
+    TypeAlias,
+    TypeVar,
+    Union,
+    cast,
+    final,
+    get_args,
+    get_origin,
+    is_typeddict,
+)
 
-import attrs
 import cattrs
-from cattrs.errors import ForbiddenExtraKeysError, IterableValidationError, IterableValidationNote
-from cattrs.gen import make_dict_structure_fn, typeddicts
+from cattrs.errors import (
+    AttributeValidationNote,
+    ClassValidationError,
+    IterableValidationError,
+    IterableValidationNote,
+    StructureHandlerNotFoundError,
+)
 
-from stageflow.errors import ContractViolation, DefinitionError, Fault
+from stageflow.errors import ContractViolation, DefinitionError, Fault, in_words
+from stageflow.frozen import FrozenDict, FrozenList
+from stageflow.stages.compatibility import weaknesses
+from stageflow.stages.fields import fields_of, is_record, origin_of, parts_of
 from stageflow.stages.policy import spelled
 
 __all__ = ["Contract"]
@@ -51,11 +73,16 @@ class Contract:
         self.declared = None if declared is type(None) else declared
         self.where = where
         # What is of just this class needs no further look.
-        self._class: Any = declared if isinstance(declared, type) and _is_record(declared) else None
+        self._class: Any = declared if isinstance(declared, type) and _is_class_with_fields(declared) else None
         try:
-            self._hook: Hook = _converter().get_structure_hook(declared)
-        except Exception as error:
-            raise DefinitionError(f"{where} takes a type that values can be checked against: {error}") from error
+            _prove(declared, [])
+        except StructureHandlerNotFoundError as error:
+            raise DefinitionError(
+                f"{where} takes a type that values can be checked against, and {_unusable(error.type_)}"
+            ) from None
+        except DefinitionError as error:
+            raise DefinitionError(f"{where}: {error}") from None
+        self._hook: Hook = _converter().get_structure_hook(declared)
 
     def check(self, value: Any, *, stage: str | None, root: str, giver: str | None = None) -> Any:
         """Gives a value as the contract wants it: the value itself, or what a mapping describes.
@@ -73,6 +100,9 @@ class Contract:
             return value
         try:
             return self._hook(value, self.declared)
+        except RecursionError:
+            deep = f"{type(value).__name__} that is nested too deep to be checked, or holds itself"
+            faults = [Fault(path=root, found=f"a {deep}", wanted=spelled(self.declared))]
         except Exception as error:
             faults = _faults(error, root)
         lines = [f"\n  {fault}" for fault in faults[:_MOST]]
@@ -99,38 +129,44 @@ class _Mismatch(TypeError):
         super().__init__(f"wanted {wanted}")
 
 
+_NOTHING: Final = object()
+
+
 def _mismatch(value: Any, declared: Any) -> NoReturn:
     raise _Mismatch(value, spelled(declared))
 
 
-def _faults(error: Exception, root: str) -> list[Fault]:
-    """Reads the tree of errors that cattrs raises."""
-    causes: list[tuple[BaseException, Any]] = []
+def _noted(error: Exception, note: Any) -> Exception:
+    """Gives an error that knows where it happened, as cattrs notes it."""
+    error.__notes__ = [*getattr(error, "__notes__", []), note]
+    return error
 
-    def remember(cause: BaseException, declared: Any) -> str:
-        causes.append((cause, declared))
+
+def _faults(error: Exception, root: str) -> list[Fault]:
+    """Reads the tree of errors that was raised."""
+    causes: list[BaseException] = []
+
+    def remember(cause: BaseException, _: Any) -> str:
+        causes.append(cause)
         return ""
 
     paths = cattrs.transform_error(error, root, remember)
-    return [
-        fault
-        for path, (cause, declared) in zip(paths, causes, strict=True)
-        for fault in _fault(path.removeprefix(" @ "), cause, declared)
-    ]
+    return [_fault(path.removeprefix(" @ "), cause) for path, cause in zip(paths, causes, strict=True)]
 
 
-def _fault(path: str, cause: BaseException, declared: Any) -> Iterable[Fault]:
-    match cause:
-        case _Mismatch():
-            yield Fault(path=path, found=_shown(cause.value), wanted=cause.wanted)
-        case ForbiddenExtraKeysError():
-            for name in sorted(map(str, cause.extra_fields)):
-                yield Fault(path=f"{path}.{name}", found="a field", wanted="no such field")
-        case KeyError():
-            wanted = "this field" if declared is None else spelled(declared)
-            yield Fault(path=path, found="nothing", wanted=wanted)
-        case _:  # what a validator of the class raised
-            yield Fault(path=path, found=f"{type(cause).__name__}: {cause}", wanted="what its class accepts")
+def _fault(path: str, cause: BaseException) -> Fault:
+    if isinstance(cause, _Mismatch):
+        found = "nothing" if cause.value is _NOTHING else _shown(cause.value)
+        return Fault(path=path, found=found, wanted=cause.wanted)
+    return Fault(path=path, found=in_words(cause), wanted="what its class accepts")  # a validator of the class raised
+
+
+def _unusable(declared: Any) -> str:
+    if isinstance(declared, str):
+        return f"{declared!r} is a string: give the type itself"
+    if isinstance(declared, TypeVar):
+        return f"{declared.__name__} is a type variable: say what it stands for"
+    return f"{spelled(declared)} is none"
 
 
 def _shown(value: Any) -> str:
@@ -148,11 +184,11 @@ def _shown(value: Any) -> str:
 @functools.cache
 def _converter() -> cattrs.Converter:
     """Gives the converter that is strict. Of its hooks, the last one that admits a type is asked."""
-    converter = cattrs.Converter(detailed_validation=True, forbid_extra_keys=True)
+    converter = cattrs.Converter()
     factories: list[tuple[Callable[[Any], bool], Callable[[Any], Hook]]] = [
-        (_is_class, lambda _: _instance),
-        (_is_record, lambda declared: _record_hook(converter, declared)),
-        (is_typeddict, lambda declared: _typeddict_hook(converter, declared)),
+        (_is_other_generic, _refused),
+        (_is_class, _class_hook),
+        (is_record, lambda declared: _record_hook(converter, declared)),
         (_is_container, lambda declared: _container_hook(converter, declared)),
         (_is_enum, lambda _: _enum),
         (_is_none, lambda _: _none),
@@ -162,22 +198,46 @@ def _converter() -> cattrs.Converter:
     ]
     for admits, make in factories:
         converter.register_structure_hook_factory(admits, cast("Any", make))
-    # cattrs asks what is registered for a class itself before all of these, and has such hooks for the builtins.
-    for kind, hook in ((int, _int), (float, _float), (bool, _instance), (str, _instance), (bytes, _instance)):
-        converter.register_structure_hook(kind, cast("Any", hook))
+    # cattrs asks what is registered for a class itself, or for a base of it, before all of these, and has such hooks.
+    for kind, hook in ((int, _int), (float, _float), (str, _instance), (bytes, _instance), (pathlib.Path, _instance)):
+        converter.register_structure_hook(kind, cast("Any", functools.partial(_builtin, kind, hook)))
+    converter.register_structure_hook(bool, cast("Any", _instance))
     return converter
 
 
-def _origin(declared: Any) -> Any:
-    return get_origin(declared) or declared
+def _prove(declared: Any, seen: list[Any]) -> None:
+    """Sees whether values can be checked against a type, and all that it is made of."""
+    if declared in seen:
+        return
+    seen.append(declared)
+    _converter().get_structure_hook(declared)
+    for weakness in weaknesses(declared):
+        raise DefinitionError(f"{weakness}; narrow it, or derive from something else")
+    if not _is_literal(declared):
+        for part in parts_of(getattr(declared, "__supertype__", declared)):
+            if part is not ... and not _is_note(declared, part):
+                _prove(part, seen)
+
+
+def _is_note(declared: Any, part: Any) -> bool:
+    """Whether it is what an annotated type says besides the type."""
+    return hasattr(declared, "__metadata__") and part is not get_args(declared)[0]
 
 
 def _is_class(declared: Any) -> bool:
     return isinstance(declared, type)
 
 
+def _is_class_with_fields(declared: Any) -> bool:
+    return is_record(declared) and not is_typeddict(origin_of(declared))
+
+
+def _is_other_generic(declared: Any) -> bool:
+    return isinstance(get_origin(declared), type) and not hasattr(declared, "__metadata__")
+
+
 def _is_container(declared: Any) -> bool:
-    return _origin(declared) in _CONTAINERS
+    return origin_of(declared) in _CONTAINERS
 
 
 def _is_enum(declared: Any) -> bool:
@@ -192,17 +252,33 @@ def _is_anything(declared: Any) -> bool:
     return declared is Any or declared is object
 
 
-def _is_record(declared: Any) -> bool:
-    origin = _origin(declared)
-    return isinstance(origin, type) and (attrs.has(origin) or dataclasses.is_dataclass(origin))
-
-
 def _is_literal(declared: Any) -> bool:
     return get_origin(declared) is Literal
 
 
 def _is_union(declared: Any) -> bool:
     return get_origin(declared) in (Union, types.UnionType)
+
+
+def _refused(declared: Any) -> NoReturn:
+    raise StructureHandlerNotFoundError("", declared)
+
+
+def _class_hook(declared: Any) -> Hook:
+    try:
+        isinstance(None, declared)
+    except TypeError:  # a protocol that cannot be asked
+        raise DefinitionError(
+            f"{declared.__qualname__} cannot be asked what belongs to it; decorate it with @runtime_checkable"
+        ) from None
+    return _instance
+
+
+def _builtin(kind: type, hook: Hook, value: Any, declared: Any) -> Any:
+    """For a builtin, and for what derives from it."""
+    if declared is kind:
+        return hook(value, declared)
+    return _enum(value, declared) if _is_enum(declared) else _instance(value, declared)
 
 
 def _instance(value: Any, declared: Any) -> Any:
@@ -249,50 +325,79 @@ def _enum(value: Any, declared: Any) -> Any:
 
 
 def _record_hook(converter: cattrs.Converter, declared: Any) -> Hook:
-    """For attrs classes and dataclasses."""
-    origin = _origin(declared)
-    forbid = getattr(origin, "__extra_fields__", "forbid") != "ignore"
-    make: Any = make_dict_structure_fn
-    structure: Any = make(declared, converter, _cattrs_forbid_extra_keys=forbid)
+    """For attrs classes, dataclasses and TypedDicts."""
+    origin = origin_of(declared)
+    of_mapping = is_typeddict(origin)
+    ignores = getattr(origin, "__extra_fields__", "forbid") == "ignore"
+    fields = {field.key: field for field in (fields_of(declared) or {}).values() if field.init}
 
     def hook(value: Any, _: Any) -> Any:
-        if isinstance(value, origin):
+        if not of_mapping and isinstance(value, origin):
             return value
-        return structure(value, declared) if isinstance(value, Mapping) else _mismatch(value, declared)
+        if not _is_mapping(value):
+            _mismatch(value, declared)
+        found: dict[str, Any] = {}
+        errors: list[Exception] = []
+        for key, field in fields.items():
+            try:
+                if key in value:
+                    found[key] = converter.get_structure_hook(field.declared)(value[key], field.declared)
+                elif field.required:
+                    _mismatch(_NOTHING, field.declared)
+            except RecursionError:
+                raise
+            except Exception as error:
+                errors.append(_noted(error, _note_of(AttributeValidationNote, key, field.declared)))
+        for key in () if ignores else [key for key in value if key not in fields]:
+            near = difflib.get_close_matches(str(key), [name for name in fields if name not in value], n=1)
+            wanted = f"no such field (did you mean {near[0]!r}?)" if near else "no such field"
+            errors.append(_noted(_Mismatch(value[key], wanted), _note_of(AttributeValidationNote, str(key), Any)))
+        if not errors:
+            if of_mapping:
+                return found
+            try:
+                return origin(**found)
+            except Exception as error:  # a validator's, which is the user's
+                errors.append(error)
+        raise _group(ClassValidationError, errors, declared)
 
     return hook
 
 
-def _typeddict_hook(converter: cattrs.Converter, declared: Any) -> Hook:
-    gen: Any = typeddicts
-    structure: Any = gen.make_dict_structure_fn(declared, converter)
+def _note_of(kind: Any, place: Any, declared: Any) -> Any:
+    return kind(f"at {place!r}", place, declared)
 
-    def hook(value: Any, _: Any) -> Any:
-        return structure(value, declared) if isinstance(value, Mapping) else _mismatch(value, declared)
 
-    return hook
+def _group(kind: Any, errors: list[Exception], declared: Any) -> Exception:
+    group: Exception = kind(f"while checking {spelled(declared)}", errors, declared)
+    return group
 
 
 _CONTAINERS: Final[Mapping[Any, tuple[tuple[type, ...], Any]]] = {
     list: ((list, tuple), list),
     Sequence: ((list, tuple), list),
+    MutableSequence: ((list, tuple), list),
+    FrozenList: ((list, tuple), FrozenList),
+    collections.deque: ((collections.deque, list, tuple), collections.deque),
     tuple: ((list, tuple), tuple),
     set: ((set, frozenset), set),
+    MutableSet: ((set, frozenset), set),
     frozenset: ((set, frozenset), frozenset),
     AbstractSet: ((set, frozenset), frozenset),
     dict: ((Mapping,), dict),
     Mapping: ((Mapping,), dict),
     MutableMapping: ((Mapping,), dict),
+    FrozenDict: ((Mapping,), FrozenDict),
+    collections.OrderedDict: ((Mapping,), collections.OrderedDict),
 }
 """For each container: what may stand for it, and what is made of it."""
 
 
 def _container_hook(converter: cattrs.Converter, declared: Any) -> Hook:
     """For lists, tuples, sets and mappings, of anything."""
-    origin, arguments = _origin(declared), get_args(declared)
-    accepted, made_by = _CONTAINERS[origin]
-    make: Any = made_by
-    if make is dict:
+    origin, arguments = origin_of(declared), get_args(declared)
+    accepted, make = _CONTAINERS[origin]
+    if accepted == (Mapping,):
         of_key, of_value = arguments or (Any, Any)
 
         def of_mapping(value: Any, _: Any) -> Any:
@@ -301,7 +406,7 @@ def _container_hook(converter: cattrs.Converter, declared: Any) -> Hook:
             mapping: Mapping[Any, Any] = value
             keys = _each(converter, mapping, [of_key] * len(mapping), declared, list(mapping))
             values = _each(converter, mapping.values(), [of_value] * len(mapping), declared, list(mapping))
-            return dict(zip(keys, values, strict=True))
+            return _whole(make(zip(keys, values, strict=True)), mapping, declared)
 
         return of_mapping
     fixed = (origin is tuple and arguments and arguments[-1] is not ...) or declared == tuple[()]
@@ -314,9 +419,14 @@ def _container_hook(converter: cattrs.Converter, declared: Any) -> Hook:
         if fixed and len(elements) != len(arguments):
             _mismatch(value, declared)
         wanted = arguments if fixed else [element] * len(elements)
-        return make(_each(converter, elements, wanted, declared, range(len(elements))))
+        return _whole(make(_each(converter, elements, wanted, declared, range(len(elements)))), elements, declared)
 
     return of_elements
+
+
+def _whole(made: Any, of: Any, declared: Any) -> Any:
+    """Gives what was made of a container, unless two things in it have become one: ``{"red", Color.RED}``."""
+    return made if len(made) == len(of) else _mismatch(of, declared)
 
 
 def _is_mapping(value: Any) -> bool:
@@ -332,14 +442,12 @@ def _each(
     for value, of, place in zip(values, wanted, places, strict=True):
         try:
             found.append(converter.get_structure_hook(of)(value, of))
+        except RecursionError:
+            raise
         except Exception as error:
-            note_of: Any = IterableValidationNote
-            note: Any = note_of(f"element {place!r}", place, of)
-            error.__notes__ = [*getattr(error, "__notes__", []), note]
-            errors.append(error)
+            errors.append(_noted(error, _note_of(IterableValidationNote, place, of)))
     if errors:
-        group: Any = IterableValidationError  # pyright has its own idea of how groups are made
-        raise group(f"while checking {spelled(declared)}", errors, declared)
+        raise _group(IterableValidationError, errors, declared)
     return found
 
 
@@ -359,6 +467,8 @@ def _union_hook(converter: cattrs.Converter, declared: Any) -> Hook:
         for member in real:
             try:
                 return converter.get_structure_hook(member)(value, member)
+            except RecursionError:
+                raise
             except Exception:  # then it is another one
                 continue
         return _mismatch(value, declared)

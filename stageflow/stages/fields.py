@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, NotRequired, Required, TypeVar, cast, final, get_args, get_origin, get_type_hints, is_typeddict
+import inspect
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    NotRequired,
+    Required,
+    TypeVar,
+    cast,
+    final,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 import attrs
 
 from stageflow.errors import DefinitionError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["Field", "fields_of", "is_record", "origin_of", "parts_of", "plain"]
 
@@ -85,7 +100,9 @@ def fields_of(declared: Any) -> dict[str, Field] | None:
 def parts_of(declared: Any) -> list[Any]:
     """Gives the types that a type is made of, one level down."""
     fields = fields_of(declared)
-    return [field.declared for field in fields.values() if field.init] if fields is not None else list(get_args(declared))
+    return (
+        [field.declared for field in fields.values() if field.init] if fields is not None else list(get_args(declared))
+    )
 
 
 def _read(origin: Any) -> dict[str, Field]:
@@ -121,7 +138,7 @@ def _read(origin: Any) -> dict[str, Field]:
 def _item(origin: Any, name: str, hint: Any) -> Field:
     """Gives an item of a TypedDict.
 
-    It cannot tell itself what is required where annotations are strings, as with ``from __future__ import annotations``.
+    It cannot tell itself what is required if annotations are strings, as after ``from __future__ import annotations``.
     """
     required = name in origin.__required_keys__
     while get_origin(hint) in (Required, NotRequired):
@@ -133,7 +150,7 @@ def _item(origin: Any, name: str, hint: Any) -> Field:
 def _owner(origin: Any, name: str) -> Any:
     """Gives the class, among those that a class derives from, that has an annotation."""
     bases = _typeddict_bases(origin) if is_typeddict(origin) else origin.__mro__
-    return next((base for base in bases if name in base.__dict__.get("__annotations__", {})), origin)
+    return next((base for base in bases if name in inspect.get_annotations(base)), origin)
 
 
 def _typeddict_bases(origin: Any) -> list[Any]:
@@ -167,6 +184,6 @@ def _filled(declared: Any, arguments: Mapping[Any, Any]) -> Any:
     if isinstance(declared, TypeVar):
         return arguments.get(declared, Any)
     parameters: tuple[Any, ...] = getattr(declared, "__parameters__", ())
-    if isinstance(declared, type) and get_origin(declared) is None or not parameters:
+    if not parameters or (isinstance(cast("object", declared), type) and get_origin(declared) is None):
         return declared
     return declared[tuple(arguments.get(parameter, Any) for parameter in parameters)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, cast, overload
+import types
+from typing import TYPE_CHECKING, Any, TypedDict, Union, Unpack, cast, get_args, get_origin, overload
 
 from stageflow.errors import CycleError, DefinitionError
 from stageflow.output import StageOutput
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from stageflow.context import StageContext
-    from stageflow.stages.runner import Body
+    from stageflow.stages.runner import Body, Call
     from stageflow.stages.typed import Typed
 
 __all__ = ["StageOptions", "caller", "declare", "stage"]
@@ -108,8 +109,8 @@ def stage(
 
     def decorate(function: Body) -> StageFunction:
         title = str(getattr(function, "__name__", "") if name is None else name)
-        declare(title, function, options, caller())
-        return StageFunction(function, title, options)
+        spec = declare(title, function, options, caller())
+        return StageFunction(function, title, options, spec.typed)
 
     return decorate if function is None else decorate(function)
 
@@ -149,7 +150,8 @@ def declare(
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(StageOptions.__annotations__)}"
             raise DefinitionError(f"stage {title!r} has an unknown option {option!r}; {hint}")
     function = runner.function if isinstance(runner, StageFunction) else runner
-    typed = _typed(function, title, frame)
+    # What is decorated was read where that was written, and may name what is local there.
+    typed = runner.typed if isinstance(runner, StageFunction) else _typed(function, title, frame)
     edges = dependencies(given.get("after", ()), title)
     join = Join.of(given.get("join", Join.ALL), f"join= of stage {title!r}")
     if any(edge.stage == title for edge in edges):
@@ -195,7 +197,9 @@ def declare(
         else check_member(OnFailure, on_failure, f"on_failure= of stage {title!r}"),
         output=_output(given.get("output", DEFAULT), typed, title),
         typed=typed,
-        bind=None if typed is None else _binder(typed, function, title, abandon_on_cancel=abandon),
+        bind=None
+        if typed is None
+        else _binder(typed, call_of(function, title, abandon_on_cancel=abandon, processes=processes), title),
         uses=_names_of_limits(given.get("uses", ()), title),
         priority=priority,
         abandon_on_cancel=abandon,
@@ -216,10 +220,7 @@ def _typed(function: Any, name: str, frame: FrameType | None) -> Typed | None:
     return read_signature(target, name, frame)
 
 
-def _binder(
-    typed: Typed, function: Any, name: str, *, abandon_on_cancel: bool
-) -> Callable[[Mapping[str, str], frozenset[str]], NativeBody]:
-    call = call_of(function, abandon_on_cancel=abandon_on_cancel)
+def _binder(typed: Typed, call: Call, name: str) -> Callable[[Mapping[str, str], frozenset[str]], NativeBody]:
     return lambda sources, proven: typed.bind(call, sources, proven, f"stage {name!r}")
 
 
@@ -235,13 +236,22 @@ def _output(declared: Any, typed: Typed | None, name: str) -> Any:
         DefinitionError: It is no type that values can be checked against.
     """
     if isinstance(declared, Default) and typed is not None:
-        declared = typed.returns
+        declared = _without_output(typed.returns)
     if isinstance(declared, Default) or declared in (inspect.Signature.empty, StageOutput, Any):
         return DEFAULT
     from stageflow.stages.contract import Contract  # noqa: PLC0415
 
     Contract(declared, f"output= of stage {name!r}")
     return declared
+
+
+def _without_output(returns: Any) -> Any:
+    """Gives what a typed stage returns if it does not return a `StageOutput`, by which it says something else."""
+    members = get_args(returns) if get_origin(returns) in (Union, types.UnionType) else ()
+    if StageOutput not in members:
+        return returns
+    rest = [member for member in members if member is not StageOutput]
+    return StageOutput if rest == [type(None)] else Union[tuple(rest)]  # noqa: UP007
 
 
 def _check_limits_of_plain(name: str, given: Mapping[str, Any], *, plain: bool) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from stageflow.stages.contract import Contract
     from stageflow.stages.runner import NativeBody
 
-__all__ = ["as_output", "under_contract"]
+__all__ = ["as_output", "as_whole", "under_contract"]
 
 
 def as_output(returned: object, stage: str) -> StageOutput:
@@ -41,6 +41,19 @@ def as_output(returned: object, stage: str) -> StageOutput:
         f"None, so wrap it: StageOutput.ok(value=...)",
         stage=stage,
     )
+
+
+def as_whole(body: NativeBody) -> NativeBody:
+    """Has whatever a body returns made an output, also what may not be one without a contract, such as a list.
+
+    What is around the body then finds an output, as always, and the contract decides at the end.
+    """
+
+    async def wrapped(ctx: StageContext) -> StageOutput:
+        returned = await body(ctx)
+        return returned if isinstance(returned, StageOutput) else StageOutput(StageStatus.OK, returned)
+
+    return wrapped
 
 
 def under_contract(body: NativeBody, contract: Contract) -> NativeBody:

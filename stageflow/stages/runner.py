@@ -6,12 +6,10 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-import trio
-
 from stageflow.context import Context
 from stageflow.errors import DefinitionError
 from stageflow.stages.policy import shown
-from stageflow.stages.threads import ProcessContext, in_process, in_thread
+from stageflow.stages.threads import ProcessContext, call_in_process, call_in_thread, in_process, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CONTEXTS",
     "Body",
+    "Call",
     "NativeBody",
     "PlainBody",
     "body_of",
@@ -39,6 +38,8 @@ Body: TypeAlias = "Callable[[StageContext], Awaitable[Any]]"
 """An async function that does a stage's work."""
 PlainBody: TypeAlias = "Callable[[StageContext], Any]"
 """A plain function that does a stage's work in a thread."""
+Call: TypeAlias = "Callable[[StageContext, dict[str, Any]], Awaitable[Any]]"
+"""Calls a typed function, given the context and its arguments."""
 NativeBody: TypeAlias = "Callable[[StageContext], Coroutine[Any, Any, Any]]"
 """The same, known to be written with ``async def``."""
 
@@ -94,6 +95,10 @@ def _is_context(annotation: Any) -> bool:
 def own_parameters(function: Any) -> list[inspect.Parameter]:
     """Gives the parameters of a function; without the first, if it is to be bound to an instance yet."""
     parameters = list(inspect.signature(function).parameters.values())
+    part = function
+    while isinstance(part, functools.partial):  # what it binds by name is not asked for any more
+        parameters = [parameter for parameter in parameters if parameter.name not in part.keywords]
+        part = part.func
     unbound = inspect.isfunction(function) and parameters and parameters[0].name == "self"
     return parameters[1:] if unbound else parameters
 
@@ -104,17 +109,43 @@ def called(runner: Any) -> Any:
     return _called(runner) if execute is None else execute
 
 
-def call_of(runner: Any, *, abandon_on_cancel: bool = False) -> Callable[[dict[str, Any]], Awaitable[Any]]:
-    """Gives the async function that calls a typed runner with its arguments, as `body_of` does with a context."""
+def call_of(runner: Any, name: str, *, abandon_on_cancel: bool = False, processes: bool = False) -> Call:
+    """Gives what calls a typed runner with its arguments, as `body_of` does with a context.
+
+    Raises:
+        DefinitionError: It is no function that could do the work of a stage, nor has it one as its `execute`.
+    """
     if isinstance(runner, type):
-        make: Callable[[], Any] = runner
-        return lambda arguments: make().execute(**arguments)
+        make = _made_by(runner, name)
+        return lambda _, arguments: make().execute(**arguments)
     function = called(runner)
+    _check_returns_once(function, name)
     if not is_plain(runner):
-        return lambda arguments: function(**arguments)
-    return lambda arguments: trio.to_thread.run_sync(
-        functools.partial(function, **arguments), abandon_on_cancel=abandon_on_cancel
-    )
+        return lambda _, arguments: function(**arguments)
+    if processes:
+        return call_in_process(function, name)
+    return call_in_thread(function, abandon_on_cancel=abandon_on_cancel)
+
+
+def _made_by(runner: type, name: str) -> Callable[[], Any]:
+    """Gives a class of stages, as what makes one.
+
+    Raises:
+        DefinitionError: It cannot be one.
+    """
+    if not inspect.iscoroutinefunction(getattr(runner, "execute", None)):
+        raise DefinitionError(f"stage {name!r}: class {runner.__qualname__} has no `async def execute(self, ctx)`")
+    check_arguments(runner, (), name, "instantiated without arguments, once per run")
+    return runner
+
+
+def _check_returns_once(function: Any, name: str) -> None:
+    for is_kind, kind in (
+        (inspect.isasyncgenfunction, "an async generator"),
+        (inspect.isgeneratorfunction, "a generator"),
+    ):
+        if is_kind(function):
+            raise DefinitionError(f"stage {name!r} is {kind}; return once, and save_partial() on the way")
 
 
 def body_of(runner: Any, name: str, *, abandon_on_cancel: bool = False, processes: bool = False) -> NativeBody:
@@ -131,11 +162,8 @@ def body_of(runner: Any, name: str, *, abandon_on_cancel: bool = False, processe
     """
     execute: Any = getattr(runner, "execute", None)
     if isinstance(runner, type):
-        if not inspect.iscoroutinefunction(execute):
-            raise DefinitionError(f"stage {name!r}: class {runner.__qualname__} has no `async def execute(self, ctx)`")
-        check_arguments(runner, (), name, "instantiated without arguments, once per run")
+        make = _made_by(runner, name)
         check_arguments(execute, (None, None), name, "called with the context")
-        make: Callable[[], Any] = runner
 
         async def instantiate_and_execute(ctx: StageContext) -> Any:
             return await make().execute(ctx)
@@ -143,8 +171,7 @@ def body_of(runner: Any, name: str, *, abandon_on_cancel: bool = False, processe
         return instantiate_and_execute
     if execute is None:
         execute = _called(runner)
-    if inspect.isasyncgenfunction(execute):
-        raise DefinitionError(f"stage {name!r} is an async generator; return once, and save_partial() on the way")
+    _check_returns_once(execute, name)
     if not callable(execute):
         raise DefinitionError(
             f"stage {name!r}: {shown(cast('object', runner))} cannot be run; it needs an async function of the "
@@ -152,8 +179,6 @@ def body_of(runner: Any, name: str, *, abandon_on_cancel: bool = False, processe
         )
     check_arguments(execute, (None,), name, "called with the context")
     if is_plain(runner):
-        if inspect.isgeneratorfunction(execute):
-            raise DefinitionError(f"stage {name!r} is a generator; return once, and save_partial() on the way")
         return in_process(execute, name) if processes else in_thread(execute, abandon_on_cancel=abandon_on_cancel)
     body = cast("NativeBody", execute)
     if _is_native(body):

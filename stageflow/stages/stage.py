@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from stageflow.context import StageContext
     from stageflow.output import StageOutput
     from stageflow.stages.runner import Body, PlainBody
+    from stageflow.stages.typed import Typed
 
 __all__ = ["Condition", "Runner", "Stage", "StageFunction", "StageSpec"]
 
@@ -128,11 +129,12 @@ class StageSpec:
 class StageFunction:
     """An async function with the options of its stage, as `stage` makes it. Calling it calls the function."""
 
-    def __init__(self, function: Body, name: str, options: Mapping[str, Any]) -> None:
+    def __init__(self, function: Body, name: str, options: Mapping[str, Any], typed: Typed | None = None) -> None:
         functools.update_wrapper(self, function)
         self.function = function
         self._name = name
         self.options = dict(options)
+        self.typed = typed
 
     @property
     def name(self) -> str:

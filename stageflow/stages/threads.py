@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, cast, final
 
 import attrs
@@ -17,20 +17,34 @@ from stageflow.output import Artifact, StageOutput
 
 if TYPE_CHECKING:
     from stageflow.context.host import StageHost
-    from stageflow.stages.runner import NativeBody
+    from stageflow.stages.runner import Call, NativeBody
 
-__all__ = ["ProcessContext", "in_process", "in_thread"]
+__all__ = ["ProcessContext", "call_in_process", "call_in_thread", "in_process", "in_thread"]
 
 
 def in_thread(function: Callable[[StageContext], Any], *, abandon_on_cancel: bool) -> NativeBody:
     """Gives the async function that runs a plain one in a worker thread, under Trio's default limiter of threads."""
 
     async def body(ctx: StageContext) -> Any:
-        host, part = host_of(ctx)
-        there = StageContext(cast("StageHost", _HostFromThread(host)), part)
-        return await trio.to_thread.run_sync(function, there, abandon_on_cancel=abandon_on_cancel)
+        return await trio.to_thread.run_sync(function, _from_thread(ctx), abandon_on_cancel=abandon_on_cancel)
 
     return body
+
+
+def call_in_thread(function: Callable[..., Any], *, abandon_on_cancel: bool) -> Call:
+    """Gives what calls a plain function with arguments, of which one may be the context, in a worker thread."""
+
+    async def call(ctx: StageContext, arguments: dict[str, Any]) -> Any:
+        given = {name: _from_thread(ctx) if value is ctx else value for name, value in arguments.items()}
+        return await trio.to_thread.run_sync(functools.partial(function, **given), abandon_on_cancel=abandon_on_cancel)
+
+    return call
+
+
+def _from_thread(ctx: StageContext) -> StageContext:
+    """Gives the context of a stage for the use of a thread."""
+    host, part = host_of(ctx)
+    return StageContext(cast("StageHost", _HostFromThread(host)), part)
 
 
 @final
@@ -58,6 +72,30 @@ def in_process(function: Callable[[Any], Any], name: str) -> NativeBody:
     Raises:
         DefinitionError: trio-parallel is not installed.
     """
+    run = _process_of(name)
+
+    async def body(ctx: StageContext) -> Any:
+        return await run(ctx, function, ProcessContext.of(ctx))
+
+    return body
+
+
+def call_in_process(function: Callable[..., Any], name: str) -> Call:
+    """Gives what calls a plain function with arguments, of which one may be the context, in a worker process.
+
+    Raises:
+        DefinitionError: trio-parallel is not installed.
+    """
+    run = _process_of(name)
+
+    async def call(ctx: StageContext, arguments: dict[str, Any]) -> Any:
+        given = {name: ProcessContext.of(ctx) if value is ctx else value for name, value in arguments.items()}
+        return await run(ctx, functools.partial(function, **given))
+
+    return call
+
+
+def _process_of(name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
     try:
         trio_parallel: Any = importlib.import_module("trio_parallel")  # an extra, and without types
     except ImportError:
@@ -65,14 +103,14 @@ def in_process(function: Callable[[Any], Any], name: str) -> NativeBody:
             f"stage {name!r} says processes=True, which needs trio-parallel: pip install 'stageflow[processes]'"
         ) from None
 
-    async def body(ctx: StageContext) -> Any:
+    async def run(ctx: StageContext, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            return await trio_parallel.run_sync(function, ProcessContext.of(ctx), kill_on_cancel=True)
+            return await trio_parallel.run_sync(function, *arguments, kill_on_cancel=True)
         except trio_parallel.BrokenWorkerError as error:
             code = getattr(error.args[-1] if error.args else None, "exitcode", None)
             raise ProcessKilledError(stage=ctx.stage, exit_code=code) from error
 
-    return body
+    return run
 
 
 @final

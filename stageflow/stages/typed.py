@@ -7,29 +7,29 @@ there, so `Typed.bind` makes the body then.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import types
 import typing
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias, Union, cast, final, get_args, get_origin
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Union, cast, final, get_args, get_origin
 
 import attrs
 
-from stageflow.errors import ContractViolation, DefinitionError, Fault
+from stageflow.errors import ContractViolation, DefinitionError, Fault, in_words
 from stageflow.stages.contract import Contract
-from stageflow.stages.policy import spelled
+from stageflow.stages.policy import shown, spelled
 from stageflow.stages.runner import CONTEXTS, own_parameters
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from stageflow.context import StageContext
-    from stageflow.stages.runner import NativeBody
+    from stageflow.stages.runner import Call, NativeBody
 
 __all__ = ["Parameter", "Typed", "read_signature"]
 
-Call: TypeAlias = "Callable[[dict[str, Any]], Awaitable[Any]]"
 _MISSING = object()
 
 
@@ -41,19 +41,27 @@ class Parameter:
     Attributes:
         name: Its name.
         declared: Its annotation, without the `None` of an optional one; `typing.Any` if it has none.
-        optional: Whether it may be absent: ``T | None``, or with a default.
+        nullable: Whether it may be `None`, as with ``T | None``.
+        optional: Whether it may be absent: it may be `None`, or has a default.
         default: What it is then.
         context: Whether it is the context.
     """
 
     name: str
     declared: Any
+    nullable: bool
     optional: bool
     default: Any = None
     context: bool = False
 
+    @property
+    def wanted(self) -> Any:
+        """The annotation as it was written."""
+        return Union[self.declared, None] if self.nullable else self.declared  # noqa: UP007
+
     def __str__(self) -> str:
-        return f"{self.name}: {spelled(self.declared)}{' | None' if self.optional else ''}"
+        default = f" = {shown(self.default)}" if self.optional and self.default is not None else ""
+        return f"{self.name}: {spelled(self.declared)}{' | None' if self.nullable else ''}{default}"
 
 
 @final
@@ -83,7 +91,7 @@ class Typed:
         """Gives the async function of a context that calls the typed one.
 
         Args:
-            call: How the function is called with its arguments.
+            call: How the function is called, given the context and its arguments.
             sources: For the parameters that stand for stages, the names of those.
             proven: The parameters whose stages are known to give what they want.
             where: Where the stage was declared.
@@ -103,7 +111,7 @@ class Typed:
             arguments = {taken.parameter.name: taken.of(ctx) for taken in takes}
             for name in contexts:
                 arguments[name] = ctx
-            return await call(arguments)
+            return await call(ctx, arguments)
 
         return body
 
@@ -130,20 +138,33 @@ class _Taken:
         else:
             data: Any = ctx.data
             value = data.get(parameter.name, _MISSING) if _is_mapping(data) else getattr(data, parameter.name, _MISSING)
-        if value is _MISSING or (value is None and parameter.optional):
-            if parameter.optional:
-                return parameter.default
-            raise ContractViolation(
-                f"stage {ctx.stage!r} takes {str(parameter)!r}, and there is no {parameter.name!r} in the run's data; "
-                f"give it, as in run({{{parameter.name!r}: ...}}), or say {parameter.name}: "
-                f"{spelled(parameter.declared)} | None",
-                stage=ctx.stage,
-                faults=(Fault(path=f"data.{parameter.name}", found="nothing", wanted=spelled(parameter.declared)),),
-            )
-        if self.contract is None:
+        if value is _MISSING and parameter.optional:
+            return parameter.default
+        if value is _MISSING:
+            raise self._missing(ctx)
+        if self.contract is None or (value is None and parameter.nullable):
             return value
         giver = "what the run's data gives" if self.stage is None else f"what stage {self.stage!r} gave"
         return self.contract.check(value, stage=ctx.stage, root=parameter.name, giver=giver)
+
+    def _missing(self, ctx: StageContext) -> ContractViolation:
+        parameter, data = self.parameter, ctx.data
+        name, type_ = parameter.name, spelled(parameter.declared)
+        path = f"data.{name}" if self.stage is None else name
+        if self.stage is not None:
+            hint = f"and stage {self.stage!r} gave nothing; say {name}: {type_} | None"
+        else:
+            near = difflib.get_close_matches(name, map(str, data), n=1) if _is_mapping(data) else []
+            meant = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = (
+                f"and there is no stage {name!r}, and no {name!r} in the run's data{meant}; give it, as in "
+                f"run({{{name!r}: ...}}), or say {name}: {type_} | None"
+            )
+        return ContractViolation(
+            f"stage {ctx.stage!r} takes {str(parameter)!r}, {hint}",
+            stage=ctx.stage,
+            faults=(Fault(path=path, found="nothing", wanted=type_),),
+        )
 
 
 def _is_mapping(value: Any) -> bool:
@@ -156,10 +177,10 @@ def read_signature(function: Any, name: str, frame: FrameType | None) -> Typed:
     Args:
         function: The function; of a class of stages, its `execute`, whose first parameter does not count.
         name: The stage's name.
-        frame: Where it is declared: annotations may name what is local there.
+        frame: Where it is declared: annotations of a function that was made there may name what is local there.
 
     Raises:
-        DefinitionError: An annotation names something that cannot be found.
+        DefinitionError: An annotation names something that cannot be found, or cannot be read.
     """
     target: Any = function
     while isinstance(target, functools.partial):
@@ -167,14 +188,14 @@ def read_signature(function: Any, name: str, frame: FrameType | None) -> Typed:
     if not inspect.isroutine(target):
         target = type(target).__call__
     try:
-        hints = typing.get_type_hints(
-            inspect.unwrap(target), localns=None if frame is None else {**frame.f_globals, **frame.f_locals}
-        )
+        hints = _hints(inspect.unwrap(target), frame)
     except NameError as error:
         raise DefinitionError(
             f"stage {name!r}: an annotation names {error.name!r}, which cannot be found when the program runs; import "
             f"it outside of `if TYPE_CHECKING:`, and define it before the stage"
         ) from None
+    except Exception as error:
+        raise DefinitionError(f"stage {name!r}: an annotation cannot be read: {in_words(error)}") from error
     found: dict[str, Parameter] = {}
     for parameter in own_parameters(function):
         declared = hints.get(parameter.name, Any)
@@ -184,6 +205,7 @@ def read_signature(function: Any, name: str, frame: FrameType | None) -> Typed:
         found[parameter.name] = Parameter(
             name=parameter.name,
             declared=bare,
+            nullable=bare is not declared,
             optional=bare is not declared or has_default,
             default=parameter.default if has_default else None,
             context=context,
@@ -195,6 +217,13 @@ def read_signature(function: Any, name: str, frame: FrameType | None) -> Typed:
         returns=hints.get("return", inspect.Signature.empty),
         declared_at=None if code is None else (code.co_filename, code.co_firstlineno),
     )
+
+
+def _hints(function: Any, frame: FrameType | None) -> dict[str, Any]:
+    """Reads annotations: a name means in them what it means where the function was written."""
+    made_here = frame is not None and getattr(function, "__globals__", None) is frame.f_globals
+    made_within = "<locals>" in getattr(function, "__qualname__", "")
+    return typing.get_type_hints(function, localns=frame.f_locals if frame and made_here and made_within else None)
 
 
 def _without_none(declared: Any) -> Any:
