@@ -151,7 +151,6 @@ async def test_two_stages_that_name_two_things_in_different_orders_do_not_wait_f
         assert duration(await pipeline.run()) == 2
 
 
-@pytest.mark.xfail(strict=True, reason="limits are taken in the order of their names, which pipelines may choose apart")
 async def test_two_pipelines_that_call_two_limits_by_each_others_names_do_not_wait_for_each_other(
     autojump_clock: MockClock,
 ) -> None:
@@ -173,7 +172,6 @@ async def test_two_pipelines_that_call_two_limits_by_each_others_names_do_not_wa
     assert trio.current_time() - begun == 3
 
 
-@pytest.mark.xfail(strict=True, reason="Tries._take_limits takes a limit twice that has two names")
 async def test_one_limit_under_two_names_is_taken_once_by_a_stage_that_uses_both(autojump_clock: MockClock) -> None:
     limit = Limit(1)
     pipeline = Pipeline("p", limits={"a": limit, "b": limit}).with_stage(
@@ -505,7 +503,6 @@ async def test_a_stage_that_is_cancelled_while_it_waits_was_never_entered_and_lo
     assert free(limit) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="Tries._take_limits writes how long it has waited only if that was not in vain")
 async def test_the_waiting_of_a_stage_that_was_cancelled_meanwhile_is_in_its_record(autojump_clock: MockClock) -> None:
     limit = Limit(1)
     await limit.take()
@@ -514,7 +511,6 @@ async def test_the_waiting_of_a_stage_that_was_cancelled_meanwhile_is_in_its_rec
     assert results.records["s"].waited == 1
 
 
-@pytest.mark.xfail(strict=True, reason="StageRecord.tries shows an attempt twice while the next has not begun")
 async def test_a_stage_that_is_cancelled_while_it_waits_to_be_tried_again_was_entered_once(
     autojump_clock: MockClock,
 ) -> None:
@@ -788,7 +784,6 @@ async def test_a_run_that_begins_when_the_stage_has_ended_borrows_nothing(autoju
     assert duration(results) == 8
 
 
-@pytest.mark.xfail(strict=True, reason="a token is given back with its stage even if a run that borrowed it still goes")
 async def test_a_run_that_outlives_its_stage_holds_on_to_what_it_has_borrowed(autojump_clock: MockClock) -> None:
     gauge, limit = Gauge(), Limit(1)
     child = uses_gpu(limit, 1, gauge.of(sleeps(3)))

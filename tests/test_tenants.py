@@ -107,12 +107,11 @@ async def test_a_child_with_the_context_of_another_tenant_is_refused_before_it_b
     tenant: str | None, owner: str | None
 ) -> None:
     seen: list[Any] = []
-    results = await results_of(
-        Pipeline("parent").with_stage(
-            "nests", lambda ctx: ctx.run_pipeline(whose(seen), PipelineContext(tenant=owner))
-        ),
-        PipelineContext(tenant=tenant),
-    )
+
+    async def nests(ctx: StageContext) -> None:
+        await ctx.run_pipeline(whose(seen), PipelineContext(tenant=owner))
+
+    results = await results_of(Pipeline("parent").with_stage("nests", nests), PipelineContext(tenant=tenant))
     assert_crossing(results.records["nests"].error, tenant=tenant, owner=owner)
     assert seen == []
     assert not results.children

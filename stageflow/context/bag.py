@@ -23,7 +23,7 @@ class OutputBag(Mapping[str, T]):
     __slots__ = ("_outputs",)
 
     def __init__(self) -> None:
-        self._outputs: dict[str, T] = {}
+        self._outputs: dict[str, tuple[T]] = {}
 
     def put(self, name: str, output: T) -> None:
         """Writes an output.
@@ -31,12 +31,13 @@ class OutputBag(Mapping[str, T]):
         Raises:
             OutputConflictError: There is one under that name; it stays as it is.
         """
-        # Of two threads that get past the first check, the dict lets one win, and the second check tells the other.
-        if name in self._outputs or self._outputs.setdefault(name, output) is not output:
+        # Of two threads, the dict lets one win. A tuple made here tells which, even if both write the very same object.
+        entry = (output,)
+        if self._outputs.setdefault(name, entry) is not entry:
             raise OutputConflictError(name)
 
     def __getitem__(self, name: str) -> T:
-        return self._outputs[name]
+        return self._outputs[name][0]
 
     def __contains__(self, name: object) -> bool:
         return name in self._outputs
@@ -48,10 +49,10 @@ class OutputBag(Mapping[str, T]):
         return len(self._outputs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _refill, (dict(self._outputs),)
+        return _refill, (dict(self),)
 
     def __repr__(self) -> str:
-        return f"OutputBag({self._outputs!r})"
+        return f"OutputBag({dict(self)!r})"
 
 
 def _refill(outputs: dict[str, T]) -> OutputBag[T]:

@@ -178,7 +178,7 @@ class PipelineContext(Context):
         Raises:
             KeyError: The data has no such item.
             TenantMismatchError: It would be another tenant's.
-            TypeError: There is no such attribute, or there are items to choose, but the data or ``data=`` is no mapping.
+            TypeError: There is no such attribute, or items are chosen, but the data or ``data=`` is no mapping.
         """
         tenant = changes.pop("tenant", self.tenant)
         if tenant != self.tenant:

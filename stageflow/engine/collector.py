@@ -138,6 +138,12 @@ class Collector:
         last = attrs.evolve(record.tries[-1], reason=reason or "a stage before it was sent back")
         record.more.earlier = (*record.details.earlier, last)
         self.outputs.pop(record.name, None)
+        settled = [other for other in self.slots if other is not None and other.place is not None]
+        for other in settled:  # those that settled after it move up
+            assert other.place is not None
+            assert record.place is not None
+            other.place -= other.place > record.place
+        self._places = itertools.count(len(settled) - 1)
         record.state, record.output, record.cause = _RUNNING, None, None
         record.error = record.ended = record.place = None
         record.details.began = now

@@ -188,6 +188,9 @@ class Execution:
         finally:
             self.collector.ended = trio.current_time()
             self.collector.status = self._status()
+            # They refer to the run, which whoever holds the results may hold; without them nothing is left for the
+            # garbage collector to find.
+            del self.trunk, self.scheduler
         if self.fatal is not None:
             raise self.fatal
         if self.collector.status is RunStatus.INTERRUPTED:
@@ -282,6 +285,8 @@ class Execution:
             else:
                 self.items_cut.setdefault(item, reason)
             return
+        if self.collector.ended is not None:
+            return
         cause = Cause(CauseKind.CANCEL_BRANCH, None, reason)
         branch = self.shape.branch_of[self.shape.index[stage]]
         run = self.branches[branch]
@@ -343,26 +348,35 @@ class Execution:
 
         Raises:
             UnknownStageError: There is no stage of that name.
-            DefinitionError: That stage is not upstream on the same line, or somebody else has begun with its output.
+            DefinitionError: The guard does not come after that stage, or somebody else has begun with its output.
         """
-        guard = self.shape.names[number]
-        branch = self.branch_upstream(of, number, what=f"retry(stage=...) of stage {guard!r}", verb="send back")
-        own = self.branches[self.shape.branch_of[number]]
-        assert own is not None
-        lineage = list(own.lineage())
-        line = [other for run in reversed(lineage[: lineage.index(branch) + 1]) for other in run.strand]
-        path = line[line.index(self.shape.index[of]) : line.index(number)]
-        for other in path:
-            for follower, _, _ in self.plan.followers[other]:
-                if follower not in line and self.collector.slots[follower] is not None:
+        names, dependencies, slots = self.shape.names, self.shape.dependencies, self.collector.slots
+        guard, first = names[number], self.shape.index.get(of)
+        if first is None:
+            raise UnknownStageError(of, names, where=f"retry(stage=...) of stage {guard!r}")
+        before, todo = {number}, [number]
+        for place in todo:  # grows on the way
+            fresh = [other for other in dependencies[place] if other >= first and other not in before]
+            before.update(fresh)
+            todo += fresh
+        if first not in before or first == number:
+            raise DefinitionError(f"stage {guard!r} cannot send back {of!r}: it does not come after that stage")
+        between = {first}
+        for place in sorted(before):  # in topological order
+            if not between.isdisjoint(dependencies[place]):
+                between.add(place)
+        path = [place for place in sorted(between) if place != number and names[place] in self.collector.outputs]
+        for place in path:
+            for follower, _, _ in self.plan.followers[place]:
+                if follower not in between and slots[follower] is not None:
                     raise DefinitionError(
-                        f"stage {guard!r} cannot send back {of!r}: {self.shape.names[follower]!r} has begun with what "
-                        f"{self.shape.names[other]!r} gave; let it come after {guard!r} as well"
+                        f"stage {guard!r} cannot send back {of!r}: {names[follower]!r} has begun with what "
+                        f"{names[place]!r} gave; let it come after {guard!r} as well"
                     )
         return path
 
-    def branch_upstream(self, of: str | None, number: int, *, what: str = "", verb: str = "") -> BranchRun:
-        """Gives the branch that a stage means by naming one upstream, as in ``cancel_branch(of=...)``.
+    def branch_upstream(self, of: str | None, number: int) -> BranchRun:
+        """Gives the branch that a stage means by ``cancel_branch(of=...)``.
 
         Raises:
             UnknownStageError: There is no stage of that name.
@@ -374,15 +388,14 @@ class Execution:
             return own
         other = self.shape.index.get(of)
         if other is None:
-            where = what or f"cancel_branch(of=...) of stage {self.shape.names[number]!r}"
+            where = f"cancel_branch(of=...) of stage {self.shape.names[number]!r}"
             raise UnknownStageError(of, self.shape.names, where=where)
         for run in own.lineage():
             if other in run.strand and (run is not own or other <= number):
                 return run
-        hint = "" if verb else "; use Run.cancel_branch() to end another branch"
         raise DefinitionError(
-            f"stage {self.shape.names[number]!r} cannot {verb or 'end the branch of'} {of!r}: that stage is not "
-            f"upstream on its line{hint}"
+            f"stage {self.shape.names[number]!r} cannot end the branch of {of!r}: that stage is not upstream on its "
+            f"line; use Run.cancel_branch() to end another branch"
         )
 
     def missing_input(self, stage: str, name: str) -> MissingOutputError:

@@ -318,6 +318,9 @@ class MapRun:
 
     def _too_many(self) -> StageOutput:
         """How the stage ends if more items have failed than it tolerates."""
+        tries = None if self._host.walker is None else self._host.walker.tries
+        if tries is not None:
+            tries.raised = True  # by an item, but a `Retry` of the map is meant for that
         first, failed = self._failures[0], len(self._failures)
         tolerate = self._plan.tolerate
         allowed = f"{tolerate:.0%}" if isinstance(tolerate, float) else str(tolerate)

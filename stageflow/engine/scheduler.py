@@ -90,6 +90,13 @@ class Scheduler:
                 elif not left:
                     news += self._decide(branch, None, leaving)
 
+    def retract(self, number: int) -> None:
+        """Takes back that a stage has succeeded, for it is tried again; those after it must not have started."""
+        for follower, _, edge in self._plan.followers[number]:
+            self._left[follower] += 1
+            if edge is _COUNTED:
+                self._succeeded[follower] -= 1
+
     def _count(
         self, follower: int, branch: int, left: int, why: Cause | None, leaving: BranchRun | None
     ) -> Sequence[tuple[int, Cause | None]]:

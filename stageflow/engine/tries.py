@@ -28,6 +28,7 @@ from stageflow.errors import DefinitionError, StagnationError, in_words
 from stageflow.graph import Special
 from stageflow.journal import Attempt, Cause, CauseKind, StageState
 from stageflow.output import StageOutput, StageStatus
+from stageflow.stages.limit import instead_of
 from stageflow.stages.returned import as_output
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Tries:
         scope: The scope of the current attempt.
         total: The scope of all attempts, if there is a limit on them.
         held: The limits of which it holds a token.
+        raised: Whether the last attempt has raised its failure, and not returned it.
     """
 
     __slots__ = (
@@ -65,6 +67,7 @@ class Tries:
         "due",
         "feedback",
         "held",
+        "raised",
         "record",
         "scope",
         "total",
@@ -84,6 +87,7 @@ class Tries:
         self.scope: trio.CancelScope | None = None
         self.total: trio.CancelScope | None = None
         self.held: tuple[Limit, ...] = ()
+        self.raised = False
 
     async def run(self) -> StageOutput:  # noqa: ASYNC910  # as the body does, or does not
         """Makes attempts until one is the last, and gives what that came to.
@@ -141,7 +145,9 @@ class Tries:
             return True
         if output.status is not StageStatus.FAIL:
             return False
-        return output.recoverable or self.record.limit is not None or self._special.retry.matches(output.error)
+        if output.recoverable or self.record.limit is not None:
+            return True
+        return self.raised and self._special.retry.matches(output.error)
 
     def _note(self, output: StageOutput, began: float) -> None:
         """Notes an attempt that is followed by another."""
@@ -179,12 +185,11 @@ class Tries:
             return output
         finally:
             self.scope = None
-            for taken in reversed(self.held):
-                taken.give_back()
-            self.held = ()
+            self._give_back()
 
     async def _enter(self) -> StageOutput:  # noqa: ASYNC910
         try:
+            self.raised = False
             returned = await self._walker.execution.plan.bodies[self._number](self._context)
             if self._walker.exits:
                 await self._walker.run_exits()
@@ -193,6 +198,7 @@ class Tries:
             failure = await self._walker.failure_after(raised)  # noqa: ASYNC102, ASYNC120  # shielded there
             if failure is None:
                 raise
+            self.raised = True
             return StageOutput(StageStatus.FAIL, reason=in_words(failure), error=failure)  # noqa: ASYNC104
 
     def _limit_reached(self, began: float) -> StageOutput:
@@ -208,17 +214,21 @@ class Tries:
         return StageOutput(StageStatus.FAIL, reason=reason, error=TimeoutError(reason))
 
     async def _take_limits(self) -> None:  # noqa: ASYNC910
+        """Takes a token of everything that the stage uses, and waits where there is none.
+
+        All stages take tokens in the same order, whatever the limits are called, so that no two wait for each other.
+        """
         execution = self._walker.execution
-        wanted = [execution.limits[name] for name in self._special.uses]
+        used = {execution.limits[name] for name in self._special.uses}
+        wanted = sorted((instead_of(limit, execution.state.lent) for limit in used), key=lambda limit: limit.number)
         if execution.turns is not None:
             wanted.append(execution.turns)  # last, so that nobody has a turn only to wait for something else
         if not wanted:
             return  # noqa: ASYNC910
-        record, before = self.record, None
-        attempts, started = record.attempts, record.started
+        record = self.record
+        attempts, started, before = record.attempts, record.started, None
         try:
             for limit in wanted:
-                limit = execution.state.lent.get(limit, limit)  # noqa: PLW2901
                 if not limit.take_nowait():
                     if before is None:
                         before = trio.current_time()
@@ -227,16 +237,23 @@ class Tries:
                     await limit.take(self._special.priority)
                 self.held += (limit,)
         except BaseException:
-            for taken in reversed(self.held):
-                taken.give_back()
-            self.held = ()
+            self._give_back()
             raise
-        if before is not None:
-            now = trio.current_time()
-            record.more.waited += now - before
-            if record.details.began is None:
-                started = now
+        finally:
+            if before is not None:
+                record.more.waited += trio.current_time() - before
+        if before is not None and record.details.began is None:
+            started = trio.current_time()
         record.attempts, record.started = attempts, started
+
+    def _give_back(self) -> None:
+        """Gives back the tokens; what was lent to a run that still goes, that run gives back."""
+        loans = self._walker.execution.loans.pop(self.record.name, {}) if self.held else {}
+        for taken in reversed(self.held):
+            loan = loans.get(taken)
+            if loan is None or not loan.outlive(taken):
+                taken.give_back()
+        self.held = ()
 
     # A guard, and the stage that it sends back
 
@@ -258,6 +275,8 @@ class Tries:
                 return attrs.evolve(output, of=of)
             if output is None or output.status is not StageStatus.OK:
                 name = execution.shape.names[number]
+                if output is not None and output.status is StageStatus.SKIP:
+                    return StageOutput.skip(f"{name!r}, sent back by {guard.name!r}, was skipped: {output.reason}")
                 why = None if output is None else output.error
                 why = why or RuntimeError(f"{name!r} gave no output when it was sent back")
                 reason = f"{name!r}, sent back by {guard.name!r}: {in_words(why)}"
@@ -271,6 +290,7 @@ class Tries:
         walker, guard = self._walker, self.record
         collector = walker.execution.collector
         record = collector.reopen(number, feedback, trio.current_time())
+        walker.execution.scheduler.retract(number)
         walker.current = record
         walker.tries = tries = Tries(walker, number, record, StageContext(walker.branch, record))
         tries.feedback = feedback
@@ -284,6 +304,7 @@ class Tries:
         finally:
             walker.current, walker.tries = guard, self
             self._write(record, output)
+            walker.execution.scheduler.propagate(number, record.cause)
         return output
 
     def _write(self, record: StageRecord, output: StageOutput | None) -> None:

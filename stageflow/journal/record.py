@@ -199,9 +199,12 @@ class StageRecord:
         """Its attempts, in order."""
         if self.started is None or not self.attempts:
             return ()
+        earlier = self.details.earlier
+        if earlier and earlier[-1].number == self.attempts:  # the next one has not begun, and perhaps never will
+            return earlier
         began = self.started if self.details.began is None else self.details.began
         last = Attempt(number=self.attempts, started=began, ended=self.ended, error=self.error, output=self.output)
-        return (*self.details.earlier, last)
+        return (*earlier, last)
 
     @property
     def waited(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from typing import cast, final
+from typing import TYPE_CHECKING, cast, final
 
 import attrs
 import trio
@@ -22,7 +22,19 @@ from trio.lowlevel import (
 from stageflow.errors import DefinitionError
 from stageflow.stages.policy import check_count
 
-__all__ = ["Limit"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Limit", "instead_of"]
+
+
+_numbers = itertools.count()
+
+
+def instead_of(limit: Limit, lent: Mapping[Limit, Limit]) -> Limit:
+    """Gives what a run takes a token of: what was lent to it instead of a limit, as long as the loan lasts."""
+    loan = lent.get(limit)
+    return limit if loan is None or loan.lender is not None else loan
 
 
 @attrs.define(order=True)
@@ -52,7 +64,7 @@ class Limit:
         DefinitionError: `tokens` is no whole number of at least 1, or `ageing` is not positive.
     """
 
-    __slots__ = ("_ageing", "_free", "_turns", "_waiting", "tokens")
+    __slots__ = ("_ageing", "_free", "_turns", "_waiting", "lender", "number", "tokens")
 
     def __init__(self, tokens: int, *, ageing: float = 1.0) -> None:
         self.tokens = check_count(tokens, "Limit()")
@@ -62,6 +74,8 @@ class Limit:
         self._free = tokens
         self._waiting: list[_Waiter] = []
         self._turns = itertools.count()
+        self.number = next(_numbers)  # the order in which stages take what they use
+        self.lender: Limit | None = None  # of a loan, whose token goes back there, once its stage has ended
 
     @property
     def waiting(self) -> int:
@@ -105,11 +119,25 @@ class Limit:
             if task is not None:
                 reschedule(task)
                 return
-        self._free += 1
+        if self.lender is None:
+            self._free += 1
+        else:
+            self.lender.give_back()
 
     def loan(self) -> Limit:
         """A limit of one token, in the place of one of these that somebody holds, and lends."""
-        return Limit(1, ageing=self._ageing)
+        loan = Limit(1, ageing=self._ageing)
+        loan.number = self.number
+        return loan
+
+    def outlive(self, lender: Limit) -> bool:
+        """Has a loan that is in use give its token back to where it came from when it is not any more.
+
+        Tells whether it is in use; otherwise whoever has lent it gives the token back.
+        """
+        in_use = not self._free
+        self._free, self.lender = 0, lender
+        return in_use
 
     def __repr__(self) -> str:
         return f"<Limit {self._free} of {self.tokens} free, {self.waiting} waiting>"

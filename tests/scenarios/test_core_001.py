@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import pickle
 import threading
 
 import pytest
@@ -46,6 +48,38 @@ async def test_writers_in_threads_are_all_there_and_one_of_two_gets_a_key() -> N
             nursery.start_soon(trio.to_thread.run_sync, write, writer)
     assert len(bag) == 210
     assert sum(lost) == 190
+
+
+def test_a_second_writer_is_refused_even_if_it_writes_the_very_same_object_at_the_very_same_time() -> None:
+    class Late(str):
+        """A name of which, whenever it is looked up, somebody else has just written the output."""
+
+        __slots__ = ()
+
+        def __hash__(self) -> int:
+            with contextlib.suppress(OutputConflictError):
+                bag.put("a", None)
+                won.append("the other")
+            return hash(str(self))
+
+    bag: OutputBag[None] = OutputBag()
+    won: list[str] = []
+    with pytest.raises(OutputConflictError):
+        bag.put(Late("a"), None)
+    assert won == ["the other"]
+
+
+def test_a_bag_pickles_prints_and_compares_like_what_is_in_it() -> None:
+    bag: OutputBag[list[int]] = OutputBag()
+    bag.put("b", [1])
+    bag.put("a", [2])
+    twin = pickle.loads(pickle.dumps(bag))
+    assert type(twin) is OutputBag
+    assert list(twin.items()) == list(bag.items()) == [("b", [1]), ("a", [2])]
+    assert bag == twin == {"a": [2], "b": [1]}
+    assert repr(bag) == "OutputBag({'b': [1], 'a': [2]})"
+    with pytest.raises(OutputConflictError):
+        twin.put("a", [3])
 
 
 async def test_fifty_stages_at_once_are_all_in_the_results_of_their_run() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import trio
 
-from stageflow import ContextSnapshot, PipelineContext, StageContext
+from stageflow import ContextSnapshot, Pipeline, PipelineContext, StageContext
 from tests.stages import fan
 
 
@@ -42,3 +42,29 @@ async def test_fifty_forks_change_their_own_copies_and_nothing_else() -> None:
     assert described.data == original
     assert snapshot == {"messages": ["hello"]}
     assert snapshot.version == 0
+
+
+async def test_fifty_forks_for_runs_within_change_nothing_of_the_parents() -> None:
+    original: dict[str, Any] = {"items": [1, {"deep": [3]}], "name": "parent", "secret": 1}
+    described = PipelineContext(data=original, snapshot=ContextSnapshot({"messages": ["hello"]}))
+
+    async def writes(ctx: StageContext) -> dict[str, object]:
+        assert "secret" not in ctx.data
+        await trio.lowlevel.checkpoint()
+        with pytest.raises(TypeError, match="immutable"):
+            ctx.data["items"][1]["deep"].append(ctx.data["name"])
+        return {"mine": {**ctx.data, "items": [*ctx.data["items"], ctx.data["name"]]}}
+
+    async def forks(ctx: StageContext) -> dict[str, object]:
+        fork = ctx.fork("items", data={"name": ctx.stage})
+        assert fork.data["items"] is ctx.data["items"]
+        results = await ctx.run_pipeline(Pipeline("child").with_stage("writes", writes), fork)
+        assert ctx.data == original
+        return {"mine": results["writes"]["mine"]}
+
+    results = await fan(50, forks).run(described)
+    for number in range(50):
+        name = f"b{number}"
+        assert results[name]["mine"] == {"items": [1, {"deep": [3]}, name], "name": name}
+    assert described.data == original == {"items": [1, {"deep": [3]}], "name": "parent", "secret": 1}
+    assert described.snapshot == {"messages": ["hello"]}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from stageflow import Pipeline, PipelineContext, StageContext, StageOutput
+from stageflow import Artifact, ContextSnapshot, Pipeline, PipelineContext, StageContext, StageOutput
 from tests.stages import OK, states
 
 if TYPE_CHECKING:
@@ -64,6 +64,38 @@ async def test_every_write_raises_and_every_reader_sees_the_original() -> None:
     assert results["reader"]["all"] == [ORIGINAL] * 50
     with pytest.raises(TypeError, match="immutable"):
         results["w0"].data["read"]["users"].clear()
+
+
+async def test_snapshots_artifacts_and_partial_outputs_cannot_be_written_into_either() -> None:
+    refused: list[str] = []
+
+    async def writes(ctx: StageContext) -> None:
+        write = WRITES[int(ctx.stage[1:]) % len(WRITES)]
+        [artifact] = ctx.artifacts
+        for data in (ctx.snapshot["it"], artifact.data, artifact.metadata):
+            with pytest.raises(TypeError, match="immutable"):
+                write(data)
+            await trio.lowlevel.checkpoint()
+            refused.append(ctx.stage)
+            assert (ctx.snapshot, artifact.data, artifact.metadata) == ({"it": ORIGINAL}, ORIGINAL, ORIGINAL)
+        ctx.save_partial(it=ORIGINAL)
+
+    pipeline = Pipeline("writers")
+    for number in range(50):
+        pipeline = pipeline.with_stage(f"w{number}", writes)
+    results = await pipeline.run(
+        PipelineContext(
+            snapshot=ContextSnapshot({"it": ORIGINAL}),
+            artifacts=[Artifact(name="given", data=ORIGINAL, metadata=ORIGINAL)],
+        )
+    )
+    assert set(states(results).values()) == {OK}
+    assert len(refused) == 150
+    for number, write in enumerate(WRITES):
+        partial = results.records[f"w{number}"].partial["it"]
+        with pytest.raises(TypeError, match="immutable"):
+            write(partial)
+        assert partial == ORIGINAL
 
 
 async def test_what_a_stage_keeps_of_its_output_is_not_what_others_see() -> None:
