@@ -183,7 +183,8 @@ class StageTimeoutError(StageExecutionError, TimeoutError):
 
     Attributes:
         limit: The limit, in seconds.
-        elapsed: How long the stage ran until it had stopped, its cleanup included, in seconds.
+        elapsed: How long that ran which was limited, the last attempt or the stage or the run as a whole, until it had
+            stopped, its cleanup included, in seconds.
         source: What set the limit, and where.
         partial: What the stage had saved until then.
     """

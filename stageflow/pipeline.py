@@ -12,7 +12,8 @@ from stageflow.context import PipelineContext, StageContext
 from stageflow.context.stage_context import host_of
 from stageflow.engine import MapPlan, PipelineResults, Run, open_run, run_to_end
 from stageflow.errors import DefinitionError, DuplicateStageError
-from stageflow.graph import Graph
+from stageflow.frozen import FrozenDict
+from stageflow.graph import Graph, with_edges
 from stageflow.journal import StageState
 from stageflow.output import StageOutput, StageStatus
 from stageflow.stages import (
@@ -224,7 +225,12 @@ class Pipeline:
             graph, stage = runner.build(), None
         else:
             settings = attrs.evolve(
-                self.settings, on_failure="fail_fast", deadline=None, max_running=None, branch_deadlines={}
+                self.settings,
+                on_failure="fail_fast",
+                deadline=None,
+                max_running=None,
+                branch_deadlines={},
+                inputs=DEFAULT,
             )
             carried = runner.options if isinstance(runner, StageFunction) else {}
             for option in ("after", "join", "when", "on_failure"):
@@ -280,13 +286,19 @@ class Pipeline:
         if not isinstance(cast("object", other), Pipeline):
             raise DefinitionError(f"compose() takes a pipeline, not {shown(other)}")
         edges = dependencies(after, f"{prefix}*")
-        own = {spec.name for spec in other._stages()}
+        specs = with_edges(other._stages())
+        own = {spec.name for spec in specs}
         added: list[StageSpec] = []
-        for spec in other._stages():
+        for spec in specs:
             inner = tuple(
                 attrs.evolve(edge, stage=prefix + edge.stage) if edge.stage in own else edge for edge in spec.after
             )
-            added.append(attrs.evolve(spec, name=prefix + spec.name, after=inner or edges))
+            sources = {name: prefix + stage if stage in own else stage for name, stage in spec.sources.items()}
+            renamed = attrs.evolve(spec, name=prefix + spec.name, after=inner or edges, sources=FrozenDict(sources))
+            if isinstance(spec.runner, _MapOver) and spec.runner.over in own:
+                runner = attrs.evolve(spec.runner, over=f"{prefix}{spec.runner.over}")
+                renamed = attrs.evolve(renamed, runner=runner, body=runner.__call__)
+            added.append(renamed)
         return self._with(added)
 
     def build(self) -> StageGraph:

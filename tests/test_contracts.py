@@ -943,7 +943,7 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 
 def bare(value: Any) -> Any:
     """What JSON would make of it."""
-    kind: Any = type(value)
+    kind: Any = value.__class__
     if issubclass(kind, enum.Enum):
         return value.value
     if attrs.has(kind):
@@ -957,9 +957,9 @@ def bare(value: Any) -> Any:
 
 def equal(value: Any, made: Any) -> bool:
     """Whether nothing was made another value; defaults may have been added, and a whole number become a float."""
-    if isinstance(value, dict) and isinstance(made, dict):
+    if issubclass(value.__class__, dict) and issubclass(made.__class__, dict):
         return set(value) <= set(made) and all(equal(value[key], made[key]) for key in value)
-    if isinstance(value, list) and isinstance(made, list):
+    if issubclass(value.__class__, list) and issubclass(made.__class__, list):
         return len(value) == len(made) and all(map(equal, value, made))
     if type(made) is float and type(value) is int:
         return value == made

@@ -1316,3 +1316,25 @@ async def test_a_keyboard_interrupt_in_an_item_goes_through(autojump_clock: Mock
     assert seen[0].records["m"].state.settled
     assert isinstance(seen[0].records["m[1]"].error, KeyboardInterrupt)
     assert seen[0].records["m[0]"].state is StageState.CANCELLED
+
+
+async def test_an_item_that_ends_is_a_sign_of_life_of_its_map(autojump_clock: MockClock) -> None:
+    pipeline = Pipeline("p").with_map("m", sleeps(3), over=lambda _: range(4), limit=1, heartbeat=4)
+    assert duration(await pipeline.run()) == 12
+
+
+async def test_an_item_may_be_none(autojump_clock: MockClock) -> None:
+    async def tells(ctx: StageContext) -> dict[str, object]:
+        return {"item": ctx.data}
+
+    results = await Pipeline("p").with_map("m", tells, over=lambda _: [None, {}, 0]).run()
+    assert results["m"].data == [{"item": None}, {"item": {}}, {"item": 0}]
+
+
+async def test_a_map_keeps_to_its_source_when_it_is_composed_under_a_prefix(autojump_clock: MockClock) -> None:
+    async def tells(ctx: StageContext) -> dict[str, object]:
+        return {"item": ctx.data}
+
+    part = Pipeline("part").with_stage("items", returns(StageOutput.ok([1, 2]))).with_map("m", tells, over="items")
+    results = await Pipeline("whole").compose(part, prefix="left.").compose(part, prefix="right.").run()
+    assert results["left.m"].data == results["right.m"].data == [{"item": 1}, {"item": 2}]

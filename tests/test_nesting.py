@@ -637,3 +637,41 @@ async def test_a_cancellation_at_any_step_loses_nothing_that_a_child_had_finishe
         ends.append(run.results.status)
     assert ends[0] is RunStatus.INTERRUPTED
     assert ends[-1] is RunStatus.SUCCEEDED
+
+
+async def test_a_child_that_succeeded_in_part_makes_its_parent_so_too(autojump_clock: MockClock) -> None:
+    child = Pipeline("child").with_stage("a", returns(StageOutput.skip("nothing to do")))
+    results = await Pipeline("parent").with_stage("n", child).run()
+    assert (results.records["n"].state, results.status) == (OK, RunStatus.PARTIAL)
+
+
+async def test_a_retry_looks_at_what_ended_the_child(autojump_clock: MockClock) -> None:
+    child = Pipeline("child").with_stage("a", raises(ValueError("no")))
+    for on, attempts in ((ValueError, 3), (OSError, 1)):
+        with pytest.raises(StageExecutionError) as caught:
+            await Pipeline("parent").with_stage("n", child, retry=Retry(attempts=3, on=on)).run()
+        assert caught.value.results.records["n"].attempts == attempts
+
+
+async def test_what_is_done_again_within_a_stage_has_the_same_keys_of_idempotency(autojump_clock: MockClock) -> None:
+    keys: list[str] = []
+
+    async def charge(ctx: StageContext) -> None:
+        keys.append(ctx.idempotency_key)
+        if len(keys) <= 2:
+            raise OSError("no answer")
+
+    child = Pipeline("child").with_stage("charge", charge)
+
+    async def twice(ctx: StageContext) -> None:
+        for _ in range(2):
+            try:
+                await ctx.run_pipeline(child)
+            except StageExecutionError as error:
+                last = error
+        if len(keys) <= 2:
+            raise last.original
+
+    await Pipeline("parent").with_stage("n", twice, retry=Retry(attempts=2)).run()
+    assert keys[:2] == keys[2:]
+    assert keys[0] != keys[1]

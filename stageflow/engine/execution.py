@@ -59,6 +59,7 @@ class Execution:
         has_deadlines: Whether the run, or any branch, has a deadline.
         maps: The maps that are running, by their stages.
         items_cut: Items of maps that were cancelled from outside, and why.
+        children: By stage, its last attempt with runs within it, and how many these are.
         loans: What stages lend to the runs within them instead of the limits of which they hold a token, by stage.
         in_part: The maps that succeeded although something within them did not.
     """
@@ -68,6 +69,7 @@ class Execution:
         "_to_end",
         "armed",
         "branches",
+        "children",
         "collector",
         "drained",
         "ending",
@@ -130,6 +132,7 @@ class Execution:
         self.has_deadlines = bool(self.plan.deadlines) or settings.deadline is not None
         self.maps: dict[str, MapRun] = {}
         self.items_cut: dict[tuple[str, int], str] = {}
+        self.children: dict[str, tuple[int, int]] = {}
         self.loans: dict[str, dict[Limit, Limit]] = {}
         self.in_part: set[str] = set()
         self.trunk = BranchRun(self, None, self.shape.branches[TRUNK], 0)

@@ -88,8 +88,9 @@ async def run_child(host: BranchRun, name: str, graph: Graph, context: PipelineC
     if around.depth > MAX_DEPTH:
         raise MaxDepthError(graph.name, depth=around.depth)
     # Of the children of one attempt each has a key of its own, and the same one in the next attempt.
-    began = record.started if record.details.began is None else record.details.began
-    place = sum(began is None or other.trace.started >= began for other in record.details.children)
+    attempt, made = host.execution.children.get(name, (0, 0))
+    place = made if attempt == record.attempts else 0
+    host.execution.children[name] = record.attempts, place + 1
     child = Execution(graph, context, attrs.evolve(around, key=f"{around.key}/{name}/{place}"))
     record.more.children = (*record.details.children, child.results)
     await child.execute()

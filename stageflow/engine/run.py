@@ -187,7 +187,7 @@ def _failure(execution: Execution, record: StageRecord, results: PipelineResults
     timed_out = record.limit is not None and cause is not None and cause.stage == record.name
     if timed_out:
         saved = f", having saved {', '.join(map(repr, record.partial))}" if record.partial else ""
-        finished = f"the limit was set by {record.details.source}; it ran {record.duration or 0:g} s{saved}; {finished}"
+        finished = f"the limit was set by {record.details.source}; it ran {_elapsed(record):g} s{saved}; {finished}"
     error = (StageTimeoutError if timed_out else StageExecutionError)(
         f"{where} failed: {reason}; {finished}",
         results=results,
@@ -199,10 +199,17 @@ def _failure(execution: Execution, record: StageRecord, results: PipelineResults
     )
     if isinstance(error, StageTimeoutError):
         error.limit = record.limit or 0.0
-        error.elapsed = record.duration or 0.0
+        error.elapsed = _elapsed(record)
         error.source = record.details.source
         error.partial = record.partial
     return error
+
+
+def _elapsed(record: StageRecord) -> float:
+    """How long that ran which was limited: the last attempt, or the stage as a whole."""
+    details = record.details
+    began = record.started if details.began is None or details.source.startswith("total_timeout=") else details.began
+    return 0.0 if began is None or record.ended is None else record.ended - began
 
 
 def _deadline_reached(execution: Execution, cause: Cause, finished: str) -> StageTimeoutError:
