@@ -39,7 +39,7 @@ CLEAN, FINDINGS, USAGE, INTERRUPTED = 0, 1, 2, 130
 _ROWS = 40  # of the table of findings
 _REFRESH = 0.05  # seconds between two pictures of the progress
 # Files that nobody wrote who asks to be shown a pipeline: Python's, those of what is installed, and our own.
-_INSTALLED = (path for key in ("stdlib", "platstdlib", "purelib", "platlib") if (path := sysconfig.get_path(key)))
+_INSTALLED = (_path for key in ("stdlib", "platstdlib", "purelib", "platlib") if (_path := sysconfig.get_path(key)))
 _FOREIGN = ("<", *(f"{path}{os.sep}" for path in (Path(__file__).parent, *_INSTALLED)))
 
 

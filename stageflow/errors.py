@@ -93,7 +93,7 @@ class CycleError(DefinitionError):
     """
 
     def __init__(self, cycle: Sequence[str]) -> None:
-        self.cycle = tuple(cycle)
+        self.cycle: tuple[str, ...] = tuple(cycle)
         shown = self.cycle if len(self.cycle) <= 12 else (*self.cycle[:8], "…", *self.cycle[-3:])
         arrows = " → ".join(name if name == "…" else repr(name) for name in shown)
         super().__init__(f"stages wait for each other in a circle: {arrows}; remove one of these edges")
@@ -122,7 +122,7 @@ class UnknownStageError(DefinitionError):
     def __init__(self, stage: str, known: Iterable[str], *, where: str) -> None:
         self.stage = stage
         names = list(known)
-        self.suggestions = tuple(difflib.get_close_matches(stage, names, n=3, cutoff=0.6))
+        self.suggestions: tuple[str, ...] = tuple(difflib.get_close_matches(stage, names, n=3, cutoff=0.6))
         if self.suggestions:
             hint = "did you mean " + " or ".join(map(repr, self.suggestions)) + "?"
         elif any(part.strip(" '\"") in names for part in stage.replace(";", ",").split(",")):
@@ -147,7 +147,7 @@ class PipelineTerminated(StageflowError):
     def __init__(self, message: str, *, results: PipelineResults, stage: str | None, reason: str) -> None:
         super().__init__(message)
         self.results = results
-        self.run_id = results.run_id
+        self.run_id: str = results.run_id
         self.stage = stage
         self.reason = reason
 

@@ -45,8 +45,14 @@ class FrozenDict(dict[K, V], Generic[K, V]):
         if not _LEAVES.issuperset(map(type, self.values())):
             _fill_all({}, [(self, dict(self))])
 
-    __setitem__ = __delitem__ = __ior__ = _refuse
-    clear = pop = popitem = setdefault = update = _refuse
+    __setitem__: Any = _refuse
+    __delitem__: Any = _refuse
+    __ior__: Any = _refuse
+    clear: Any = _refuse
+    pop: Any = _refuse
+    popitem: Any = _refuse
+    setdefault: Any = _refuse
+    update: Any = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FrozenDict, (), dict(self)
@@ -76,8 +82,18 @@ class FrozenList(list[V], Generic[V]):
         if not _LEAVES.issuperset(map(type, self)):
             _fill_all({}, [(self, list(self))])
 
-    __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse
-    append = extend = insert = pop = remove = clear = sort = reverse = _refuse
+    __setitem__: Any = _refuse
+    __delitem__: Any = _refuse
+    __iadd__: Any = _refuse
+    __imul__: Any = _refuse
+    append: Any = _refuse
+    extend: Any = _refuse
+    insert: Any = _refuse
+    pop: Any = _refuse
+    remove: Any = _refuse
+    clear: Any = _refuse
+    sort: Any = _refuse
+    reverse: Any = _refuse
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FrozenList, (), list(self)

@@ -103,8 +103,8 @@ class Pipeline:
         limits: Mapping[str, int | Limit] | None = None,
         max_running: int | None = None,
     ) -> None:
-        self.name = check_name(name, "a pipeline")
-        self.settings = Settings(
+        self.name: str = check_name(name, "a pipeline")
+        self.settings: Settings = Settings(
             on_failure=on_failure,
             default_timeout=default_timeout,
             deadline=deadline,

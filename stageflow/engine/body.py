@@ -29,9 +29,9 @@ class Suspended:
     def __init__(self, coroutine: Coroutine[Any, Any, Any], trap: Any) -> None:
         self._coroutine: Any = coroutine
         self._trap = trap
-        self.send = coroutine.send
-        self.throw = coroutine.throw
-        self.close = coroutine.close
+        self.send: Any = coroutine.send
+        self.throw: Any = coroutine.throw
+        self.close: Any = coroutine.close
 
     def __await__(self) -> Self:
         return self

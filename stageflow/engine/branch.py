@@ -64,10 +64,10 @@ class BranchRun:
     walker: Walker | None = None
     nursery: trio.Nursery | None = None
     cause: Cause | None = None
-    expires = math.inf
+    expires: float = math.inf
     present: tuple[str, ...] | None = None
-    interrupted = False
-    closed = False
+    interrupted: bool = False
+    closed: bool = False
     successor: BranchRun | None = None
     early_children: tuple[BranchRun, ...] = ()
     unheard: tuple[Callable[[], None], ...] = ()

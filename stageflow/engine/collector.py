@@ -83,14 +83,14 @@ class Collector:
         began_at: datetime,
         artifacts: list[Artifact],
     ) -> None:
-        self.tenant = tenant
-        self.shape = shape
-        self.run_id = run_id
-        self.began_at = began_at
-        self.started = started
+        self.tenant: str | None = tenant
+        self.shape: Shape = shape
+        self.run_id: str = run_id
+        self.began_at: datetime = began_at
+        self.started: float = started
         self.ended: float | None = None
-        self.status = RunStatus.RUNNING
-        self.artifacts = artifacts
+        self.status: RunStatus = RunStatus.RUNNING
+        self.artifacts: list[Artifact] = artifacts
         self.outputs: dict[str, StageOutput] = {}
         self.slots: list[StageRecord | None] = [None] * len(shape.names)
         self.failures: list[StageRecord] = []

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from stageflow.context import PipelineContext
     from stageflow.engine.maps import MapRun
     from stageflow.engine.nested import Around
-    from stageflow.graph import Graph
+    from stageflow.graph import Graph, Plan, Shape
 
 __all__ = ["Execution"]
 
@@ -97,14 +97,14 @@ class Execution:
     def __init__(self, graph: Graph, context: PipelineContext, around: Around | None = None) -> None:
         if graph.admits is not None:
             context = attrs.evolve(context, data=graph.admits(context.data))
-        self.graph = graph
-        self.plan = graph.plan
-        self.shape = graph.shape
+        self.graph: Graph = graph
+        self.plan: Plan = graph.plan
+        self.shape: Shape = graph.shape
         settings = graph.settings
         now = trio.current_time()
         run_id = context.run_id or new_run_id()
         artifacts = list(context.artifacts)
-        self.collector = Collector(
+        self.collector: Collector = Collector(
             graph.shape,
             run_id,
             tenant=context.tenant,
@@ -112,7 +112,7 @@ class Execution:
             began_at=datetime.now(UTC),
             artifacts=artifacts,
         )
-        self.state = RunState(
+        self.state: RunState = RunState(
             pipeline=graph.name,
             run_id=run_id,
             origin=context,
@@ -125,17 +125,17 @@ class Execution:
         if context.timeouts:
             self.timeouts = self._overridden(context.timeouts)
             self.armed = armed(self.plan.specials, self.timeouts)
-        self.limits = {
+        self.limits: dict[str, Limit] = {
             name: limit if isinstance(limit, Limit) else Limit(limit) for name, limit in settings.limits.items()
         }
-        self.turns = None if settings.max_running is None else Limit(settings.max_running)
-        self.has_deadlines = bool(self.plan.deadlines) or settings.deadline is not None
+        self.turns: Limit | None = None if settings.max_running is None else Limit(settings.max_running)
+        self.has_deadlines: bool = bool(self.plan.deadlines) or settings.deadline is not None
         self.maps: dict[str, MapRun] = {}
         self.items_cut: dict[tuple[str, int], str] = {}
         self.children: dict[str, tuple[int, int]] = {}
         self.loans: dict[str, dict[Limit, Limit]] = {}
         self.in_part: set[str] = set()
-        self.trunk = BranchRun(self, None, self.shape.branches[TRUNK], 0)
+        self.trunk: BranchRun = BranchRun(self, None, self.shape.branches[TRUNK], 0)
         if around is not None:
             self.state.depth, self.state.parent, self.state.lent = around.depth, around.run_id, around.lent
             self.state.key = around.key
@@ -143,16 +143,16 @@ class Execution:
             self.trunk.name = around.branch or self.trunk.name
         self.branches: list[BranchRun | None] = [None] * len(self.shape.branches)
         self.branches[TRUNK] = self.trunk
-        self.results = PipelineResults(self.collector)
+        self.results: PipelineResults = PipelineResults(self.collector)
         self.fatal: BaseException | None = None
         self.ending: Cause | None = None
         self.drained: Cause | None = None
-        self.reported = False
+        self.reported: bool = False
         self.verdict: StageRecord | Cause | None = None
-        self.some_branch_ended = False
+        self.some_branch_ended: bool = False
         self._to_end: Cause | None = None  # what `ending` will be at the end of this tick
         self._to_drain: Cause | None = None  # what `drained` will be
-        self.scheduler = Scheduler(self)
+        self.scheduler: Scheduler = Scheduler(self)
 
     def _overridden(self, timeouts: Mapping[str, float | None]) -> list[float]:
         """Gives the limits on attempts, where a run has some of its own.

@@ -60,7 +60,7 @@ class Scheduler:
         self._left = list(self._plan.waits)  # how many of its dependencies have not settled yet, by stage
         self._succeeded: dict[int, int] = {}  # how many of them have succeeded, where that makes a difference
         self.cut_ahead: dict[int, Cause] = {}
-        self.task_context = contextvars.copy_context()
+        self.task_context: contextvars.Context = contextvars.copy_context()
 
     def launch_roots(self) -> None:
         """Starts the stages that come after none, if there are several."""

@@ -89,8 +89,8 @@ class Walker:
     _extended: tuple[StageRecord, float] | None = None  # the stage that has extended its limit last, and by how much
 
     def __init__(self, branch: BranchRun) -> None:
-        self.branch = branch
-        self.at = branch.at
+        self.branch: BranchRun = branch
+        self.at: int = branch.at
         self.execution: Execution = branch.execution
         self._scope: trio.CancelScope  # around the bodies
         self._armed: float  # its deadline

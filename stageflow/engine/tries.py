@@ -81,13 +81,14 @@ class Tries:
         self._context = context
         self._before = record.attempts - 1 if record.attempts else 0  # how many there were before these
         self._beat = math.inf  # when it will have been silent for too long
-        self.record = record
+        self.record: StageRecord = record
         self.feedback: str | None = None
-        self.due = self.until = math.inf
+        self.due: float = math.inf
+        self.until: float = math.inf
         self.scope: trio.CancelScope | None = None
         self.total: trio.CancelScope | None = None
         self.held: tuple[Limit, ...] = ()
-        self.raised = False
+        self.raised: bool = False
 
     async def run(self) -> StageOutput:  # noqa: ASYNC910  # as the body does, or does not
         """Makes attempts until one is the last, and gives what that came to.

@@ -174,7 +174,7 @@ def _body(spec: StageSpec, ordered: Sequence[StageSpec], shape: Shape, settings:
     """
     body = spec.body
     if spec.bind is not None:
-        _check_inputs(spec, settings)
+        _check_inputs(spec, shape.names, settings)
         proven = frozenset(
             name for name, stage in spec.sources.items() if _proves(ordered[shape.index[stage]], spec, name)
         )
@@ -225,7 +225,7 @@ def admission(pipeline: str, settings: Settings) -> Callable[[Any], Any] | None:
     return lambda data: contract.check(data, stage=None, root="data", giver="what the run was given as data")
 
 
-def _check_inputs(spec: StageSpec, settings: Settings) -> None:
+def _check_inputs(spec: StageSpec, names: Sequence[str], settings: Settings) -> None:
     """Sees whether the data of a run has what a typed stage takes from it.
 
     Raises:
@@ -245,7 +245,7 @@ def _check_inputs(spec: StageSpec, settings: Settings) -> None:
         if name not in fields:
             if parameter.optional:
                 continue
-            near = difflib.get_close_matches(name, [*fields, *spec.sources], n=1)
+            near = difflib.get_close_matches(name, [*fields, *names], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise DefinitionError(
                 f"{spec.where} takes {str(parameter)!r}, but no stage has that name, and neither has a field of "

@@ -70,8 +70,8 @@ class Contract:
     __slots__ = ("_class", "_hook", "declared", "where")
 
     def __init__(self, declared: Any, where: str) -> None:
-        self.declared = None if declared is type(None) else declared
-        self.where = where
+        self.declared: Any = None if declared is type(None) else declared
+        self.where: str = where
         # What is of just this class needs no further look.
         self._class: Any = declared if isinstance(declared, type) and _is_class_with_fields(declared) else None
         try:

@@ -67,14 +67,14 @@ class Limit:
     __slots__ = ("_ageing", "_free", "_turns", "_waiting", "lender", "number", "tokens")
 
     def __init__(self, tokens: int, *, ageing: float = 1.0) -> None:
-        self.tokens = check_count(tokens, "Limit()")
+        self.tokens: int = check_count(tokens, "Limit()")
         if not isinstance(cast("object", ageing), (int, float)) or not ageing > 0:
             raise DefinitionError(f"Limit(ageing=...) takes seconds of more than zero, not {ageing!r}")
         self._ageing = float(ageing)
         self._free = tokens
         self._waiting: list[_Waiter] = []
         self._turns = itertools.count()
-        self.number = next(_numbers)  # the order in which stages take what they use
+        self.number: int = next(_numbers)  # the order in which stages take what they use
         self.lender: Limit | None = None  # of a loan, whose token goes back there, once its stage has ended
 
     @property

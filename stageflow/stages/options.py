@@ -107,12 +107,12 @@ def stage(
     if function is not None and not callable(cast("object", function)):
         raise DefinitionError(f"@stage takes options by name: write @stage(name={function!r})")
 
-    def decorate(function: Body) -> StageFunction:
+    def decorate(function: Body, frame: FrameType | None = None) -> StageFunction:
         title = str(getattr(function, "__name__", "") if name is None else name)
-        spec = declare(title, function, options, caller())
+        spec = declare(title, function, options, frame or caller())
         return StageFunction(function, title, options, spec.typed)
 
-    return decorate if function is None else decorate(function)
+    return decorate if function is None else decorate(function, caller())
 
 
 def caller() -> FrameType | None:

@@ -133,7 +133,7 @@ class StageFunction:
         functools.update_wrapper(self, function)
         self.function = function
         self._name = name
-        self.options = dict(options)
+        self.options: dict[str, Any] = dict(options)
         self.typed = typed
 
     @property

@@ -25,7 +25,7 @@ __all__ = ["draw_errors", "says_more", "trimmed"]
 _ENGINE = (f"{Path(__file__).parents[1]}{os.sep}", f"{Path(trio.__file__).parent}{os.sep}")
 _INSTALLED = ("site-packages", "dist-packages")
 _STANDARD = tuple(
-    f"{Path(path).resolve()}{os.sep}" for key in ("stdlib", "platstdlib") if (path := sysconfig.get_path(key))
+    f"{Path(_path).resolve()}{os.sep}" for key in ("stdlib", "platstdlib") if (_path := sysconfig.get_path(key))
 )
 _ERRORS = 3  # shown with their tracebacks
 _LINES = 36  # of all tracebacks together
