@@ -50,6 +50,7 @@ def typing(session: nox.Session) -> None:
     session.install(".[cli,processes]", *group("typing"))
     session.run("mypy", *(place for place in LIBRARY + AROUND if Path(place).exists()))
     session.run("pyright")
+    session.run("pyright", "--verifytypes", "stageflow", "--ignoreexternal")
 
 
 @nox.session
@@ -57,6 +58,13 @@ def tests(session: nox.Session) -> None:
     """Run the tests, the examples, and the Python in the documentation."""
     session.install(".[cli,processes]", *group("tests"))
     session.run("pytest", *session.posargs)
+
+
+@nox.session
+def full(session: nox.Session) -> None:
+    """Run the tests in the sizes that take too long for every change."""
+    session.install(".[cli,processes]", *group("tests"))
+    session.run("pytest", *session.posargs, env={"STAGEFLOW_FULL": "1"})
 
 
 @nox.session

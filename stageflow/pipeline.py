@@ -235,7 +235,9 @@ class Pipeline:
             carried = runner.options if isinstance(runner, StageFunction) else {}
             for option in ("after", "join", "when", "on_failure"):
                 if option in carried:
-                    raise DefinitionError(f"{option}= of {shown(runner)} means nothing for an item of map {title!r}")
+                    raise DefinitionError(
+                        f"{option}= of {shown(cast('object', runner))} means nothing for an item of map {title!r}"
+                    )
             graph, stage = StageGraph(self.name, [declare(title, runner, {}, frame)], settings), title
         plan = MapPlan(
             graph=graph, stage=stage, limit=check_count(limit, f"limit= of map {title!r}"), tolerate=tolerate

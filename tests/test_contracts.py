@@ -956,7 +956,7 @@ def bare(value: Any) -> Any:
 
 def equal(value: Any, made: Any) -> bool:
     """Whether nothing was made another value; defaults may have been added, and a whole number become a float."""
-    kinds = (type(value), type(made))
+    kinds: Any = (value.__class__, made.__class__)
     if kinds == (dict, dict):
         return set(value) <= set(made) and all(equal(value[key], made[key]) for key in value)
     if kinds == (list, list):

@@ -9,14 +9,27 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, assert_type
 
 import attrs
+import trio
 
 from stageflow import (
+    Attempt,
+    Breaks,
+    Change,
+    ContextSnapshot,
+    ContractViolation,
+    Delta,
+    Difference,
+    Fault,
     FrozenDict,
+    Interceptor,
     Join,
+    Limit,
     OnFailure,
     Pipeline,
     PipelineContext,
     PipelineResults,
+    ProcessContext,
+    Retry,
     Run,
     RunStatus,
     Stage,
@@ -25,9 +38,18 @@ from stageflow import (
     StageKind,
     StageOutput,
     StageRecord,
+    StageTimeoutError,
+    compatibility,
     optional,
     run_stage,
     stage,
+)
+from stageflow.interceptors import (
+    IdempotencyInterceptor,
+    LoggingInterceptor,
+    Metrics,
+    MetricsInterceptor,
+    TimeoutInterceptor,
 )
 
 if TYPE_CHECKING:
@@ -63,10 +85,22 @@ async def nothing(ctx: StageContext) -> None:
 
 
 def plain(ctx: StageContext) -> StageOutput:
-    return StageOutput.skip("it is not async")
+    return StageOutput.skip("it runs in a thread")
 
 
-async def of_something_else(number: int) -> None: ...
+@attrs.frozen
+class Ranking:
+    best: str
+
+
+@stage
+async def fetch(url: str) -> Page:
+    return Page(url)
+
+
+@stage(timeout=5, retry=Retry(attempts=2))
+async def rank(fetch: Page, ctx: StageContext) -> Ranking:
+    return Ranking(fetch.title)
 
 
 @stage(after="fetch", timeout=5)
@@ -94,12 +128,89 @@ def what_may_be_declared() -> StageGraph:
 
 def what_may_not_be_declared() -> None:
     Pipeline("p").with_stage("a", 3)  # type: ignore[call-overload]
-    Pipeline("p").with_stage("a", plain)  # type: ignore[arg-type]
-    Pipeline("p").with_stage("a", of_something_else)  # type: ignore[arg-type]
     Pipeline("p").with_stage("a", outputs, timeout="5")  # type: ignore[call-overload]
     Pipeline("p").with_stage("a", outputs, retries=3)  # type: ignore[call-overload]
     Pipeline("p", default_timeout="30")  # type: ignore[arg-type]
     optional(3)  # type: ignore[arg-type]
+    Pipeline("p").with_stage("a", outputs, retry=3)  # type: ignore[call-overload]
+    Pipeline("p").with_stage("a", outputs, uses=3)  # type: ignore[call-overload]
+    Pipeline("p").with_stage("a", outputs, processes="yes")  # type: ignore[call-overload]
+    Pipeline("p").with_map("m", outputs)  # type: ignore[call-arg]
+    Pipeline("p").with_map("m", outputs, over=3)  # type: ignore[arg-type]
+    Pipeline("p").with_branch(of="a")  # type: ignore[call-arg]
+    Pipeline("p", limits={"gpu": "two"})  # type: ignore[dict-item]
+    Pipeline("p", interceptors=[plain])  # type: ignore[list-item]
+    Retry(attempts="3")  # type: ignore[arg-type]
+    Limit("two")  # type: ignore[arg-type]
+
+
+async def typed_stages_are_functions_still(ctx: StageContext) -> None:
+    """What they take and give is checked where they are called; between stages of a pipeline, `build` does that."""
+    page = await fetch("https://example.org")
+    assert_type(page, Page)
+    assert_type(await rank(page, ctx), Ranking)
+    assert_type(await rank(fetch=page, ctx=ctx), Ranking)
+    await rank(await rank(page, ctx), ctx)  # type: ignore[arg-type]
+    await fetch(3)  # type: ignore[arg-type]
+    await fetch(uri="https://example.org")  # type: ignore[call-arg]
+
+
+def what_else_may_be_declared(limit: Limit, metrics: Metrics, interceptor: Interceptor) -> StageGraph:
+    child = Pipeline("child", stages=[fetch, rank], inputs=Ranking, deadline=3, cleanup_timeout=1)
+    assert_type(child, Pipeline)
+    pipeline = (
+        Pipeline("p", limits={"gpu": limit, "disk": 2}, max_running=8, interceptors=[interceptor])
+        .with_stage("plain", plain, abandon_on_cancel=True, timeout=3, heartbeat=1)
+        .with_stage("child", child, uses=["gpu", "disk"], priority=3, total_timeout=60)
+        .with_stage("page", outputs, output=Page | None, retry=Retry(delay=1, on=(OSError,)))
+        .with_map("map", fetch, over=lambda ctx: ctx.data, limit=3, tolerate=0.1, after="child")
+        .with_map("other", child, over="map")
+        .with_branch(of="map", deadline=5)
+    )
+    assert_type(pipeline, Pipeline)
+    interceptors: list[Interceptor] = [
+        TimeoutInterceptor(3, names="a"),
+        LoggingInterceptor(),
+        MetricsInterceptor(metrics),
+        IdempotencyInterceptor(lambda ctx: ctx.run_id),
+    ]
+    return Pipeline("q", interceptors=interceptors).compose(pipeline).build()
+
+
+async def what_a_context_gives(ctx: StageContext, child: Pipeline, process: ProcessContext) -> StageOutput:
+    assert_type(ctx.feedback, str | None)
+    assert_type(await ctx.run_pipeline(child, {"a": 1}), PipelineResults)
+    assert_type(ctx.fork("a", data={"b": 2}), PipelineContext)
+    assert_type(process.inputs, Mapping[str, StageOutput])
+    ctx.heartbeat()
+    ctx.on_exit(print, "done")
+    with ctx.cleanup() as scope:
+        assert_type(scope, trio.CancelScope)
+        await trio.sleep(1)
+    ctx.on_exit(3)  # type: ignore[arg-type]
+    await ctx.run_pipeline(outputs)  # type: ignore[arg-type]
+    return StageOutput.retry("again", stage="draft")
+
+
+def what_is_left(record: StageRecord, results: PipelineResults, error: StageTimeoutError) -> None:
+    assert_type(record.tries, tuple[Attempt, ...])
+    assert_type(record.waited, float)
+    assert_type(results.children, Mapping[str, tuple[PipelineResults, ...]])
+    assert_type(results.visible_to("a"), PipelineResults)
+    assert_type(error.source, str)
+
+
+def what_contracts_tell(error: ContractViolation) -> None:
+    assert_type(error.faults, tuple[Fault, ...])
+    assert_type(compatibility(Page, Ranking), tuple[Difference, ...])
+    assert_type(compatibility(Page, Ranking)[0].breaks, Breaks)
+
+
+def what_snapshots_tell(snapshot: ContextSnapshot) -> None:
+    delta = snapshot.evolve(a=1).diff(snapshot)
+    assert_type(delta, Delta)
+    assert_type(list(delta), list[Change])
+    assert_type(snapshot.apply(delta), ContextSnapshot)
 
 
 async def what_a_run_gives(graph: StageGraph) -> None:

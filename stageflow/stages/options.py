@@ -24,14 +24,14 @@ from stageflow.stages.policy import (
 )
 from stageflow.stages.retry import Retry
 from stageflow.stages.runner import NativeBody, body_of, call_of, called, check_arguments, is_plain, is_typed, name_of
-from stageflow.stages.stage import Condition, Stage, StageFunction, StageSpec
+from stageflow.stages.stage import Condition, P, R, Stage, StageFunction, StageSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from types import FrameType
 
     from stageflow.context import StageContext
-    from stageflow.stages.runner import Body, Call
+    from stageflow.stages.runner import Call
     from stageflow.stages.typed import Typed
 
 __all__ = ["StageOptions", "caller", "declare", "stage"]
@@ -82,13 +82,15 @@ class StageOptions(TypedDict, total=False):
 
 
 @overload
-def stage(function: Body, /) -> StageFunction: ...
+def stage(function: Callable[P, R], /) -> StageFunction[P, R]: ...
 @overload
-def stage(*, name: str | None = None, **options: Unpack[StageOptions]) -> Callable[[Body], StageFunction]: ...
 def stage(
-    function: Body | None = None, /, *, name: str | None = None, **options: Unpack[StageOptions]
-) -> StageFunction | Callable[[Body], StageFunction]:
-    """Makes a stage of an async function, carrying its options, for ``Pipeline.with_stage(function)``.
+    *, name: str | None = None, **options: Unpack[StageOptions]
+) -> Callable[[Callable[P, R]], StageFunction[P, R]]: ...
+def stage(
+    function: Callable[P, R] | None = None, /, *, name: str | None = None, **options: Unpack[StageOptions]
+) -> StageFunction[P, R] | Callable[[Callable[P, R]], StageFunction[P, R]]:
+    """Makes a stage of a function, carrying its options, for ``Pipeline.with_stage(function)``.
 
     Args:
         function: The function, if it is used without options: ``@stage``.
@@ -96,7 +98,7 @@ def stage(
         **options: The options of `StageOptions`. What is said again in `with_stage` counts instead.
 
     Raises:
-        DefinitionError: The function is no async function of one argument, or an option is wrong.
+        DefinitionError: The function cannot be a stage, or an option is wrong.
 
     Example::
 
@@ -107,7 +109,7 @@ def stage(
     if function is not None and not callable(cast("object", function)):
         raise DefinitionError(f"@stage takes options by name: write @stage(name={function!r})")
 
-    def decorate(function: Body, frame: FrameType | None = None) -> StageFunction:
+    def decorate(function: Callable[P, R], frame: FrameType | None = None) -> StageFunction[P, R]:
         title = str(getattr(function, "__name__", "") if name is None else name)
         spec = declare(title, function, options, frame or caller())
         return StageFunction(function, title, options, spec.typed)

@@ -34,10 +34,10 @@ __all__ = [
 
 CONTEXTS = (Context, ProcessContext)
 """What a parameter is annotated with that gets the context."""
-Body: TypeAlias = "Callable[[StageContext], Awaitable[Any]]"
-"""An async function that does a stage's work."""
-PlainBody: TypeAlias = "Callable[[StageContext], Any]"
-"""A plain function that does a stage's work in a thread."""
+Body: TypeAlias = "Callable[..., Awaitable[Any]]"
+"""An async function that does a stage's work: of the context, or typed."""
+PlainBody: TypeAlias = "Callable[..., Any]"
+"""A plain function that does a stage's work in a thread or a process."""
 Call: TypeAlias = "Callable[[StageContext, dict[str, Any]], Awaitable[Any]]"
 """Calls a typed function, given the context and its arguments."""
 NativeBody: TypeAlias = "Callable[[StageContext], Coroutine[Any, Any, Any]]"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, final, runtime_checkable
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, final, runtime_checkable
 
 import attrs
 
@@ -14,8 +14,6 @@ from stageflow.stages.retry import Retry
 from stageflow.stages.runner import NativeBody
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
-
     from stageflow.context import StageContext
     from stageflow.output import StageOutput
     from stageflow.stages.runner import Body, PlainBody
@@ -23,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Condition", "Runner", "Stage", "StageFunction", "StageSpec"]
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Condition: TypeAlias = "Callable[[StageContext], object]"
 """What ``when=`` takes."""
 
@@ -126,10 +126,12 @@ class StageSpec:
 
 
 @final
-class StageFunction:
-    """An async function with the options of its stage, as `stage` makes it. Calling it calls the function."""
+class StageFunction(Generic[P, R]):
+    """A function with the options of its stage, as `stage` makes it. Calling it calls the function."""
 
-    def __init__(self, function: Body, name: str, options: Mapping[str, Any], typed: Typed | None = None) -> None:
+    def __init__(
+        self, function: Callable[P, R], name: str, options: Mapping[str, Any], typed: Typed | None = None
+    ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
         self._name = name
@@ -149,11 +151,12 @@ class StageFunction:
 
     async def execute(self, ctx: StageContext) -> Any:
         """Runs the function."""
-        return await self.function(ctx)
+        function: Any = self.function
+        return await function(ctx)
 
-    def __call__(self, ctx: StageContext) -> Awaitable[Any]:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Calls the function, as if it were not decorated."""
-        return self.function(ctx)
+        return self.function(*args, **kwargs)
 
     def __repr__(self) -> str:
         return f"<stage {self._name!r}>"
