@@ -39,7 +39,8 @@ from stageflow.errors import (
 from stageflow.frozen import FrozenDict, FrozenList
 from stageflow.journal import Attempt, Cause, CauseKind, RunStatus, StageRecord, StageState
 from stageflow.output import Artifact, StageOutput, StageStatus
-from stageflow.pipeline import Pipeline, StageGraph, run_stage
+from stageflow.pipeline import Pipeline
+from stageflow.running import StageGraph, run_stage
 from stageflow.stages import (
     Breaks,
     Difference,

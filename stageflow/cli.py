@@ -28,7 +28,8 @@ from rich.text import Text
 from stageflow.demo import Audit, Target, audit_of, audit_pipeline, find_targets, normalised, settled
 from stageflow.engine import PipelineResults, Run
 from stageflow.errors import DefinitionError, DefinitionWarning
-from stageflow.pipeline import Pipeline, StageGraph
+from stageflow.pipeline import Pipeline
+from stageflow.running import StageGraph
 
 if TYPE_CHECKING:
     from cyclopts import App

@@ -273,7 +273,7 @@ async def test_an_attempt_that_ran_out_of_time_is_followed_by_another_whatever_t
     assert (record.limit, record.error) == (None, None)
     with pytest.raises(StageTimeoutError) as caught:
         await Pipeline("slow").with_stage("s", sleeps(9), timeout=2, retry=retry).run()
-    assert (caught.value.limit, caught.value.elapsed) == (2, 8)
+    assert (caught.value.limit, caught.value.elapsed) == (2, 2)
 
 
 async def test_a_failure_after_an_attempt_that_ran_out_of_time_is_no_timeout(autojump_clock: MockClock) -> None:
@@ -883,9 +883,7 @@ async def test_who_begins_in_the_same_tick_as_the_guard_always_has_begun() -> No
         ("later", DefinitionError, "does not come after that stage"),
     ],
 )
-async def test_a_guard_can_send_back_only_what_it_comes_after(
-    of: str, error: type[Exception], match: str
-) -> None:
+async def test_a_guard_can_send_back_only_what_it_comes_after(of: str, error: type[Exception], match: str) -> None:
     pipeline = (
         Pipeline("wrong")
         .with_stage("draft", writer("bad"))

@@ -225,7 +225,12 @@ def test_what_a_typeddict_requires_is_told_although_annotations_are_strings() ->
     assert found(Row, Wider) == {"doc.age": (NEW, NOBODY)}
     assert found(Wider, Row) == {"doc.age": (GONE, PS)}  # a consumer has to do without it as it is
     assert found(Row, record(id=int, name=(str, ""))) == {"doc": ("gives Doc, wanted Row", C)}
-    assert found(record(id=int), Row)["doc"][1] == ALL or compatibility(record(id=int), Row) != ()
+    assert {difference.path: difference.breaks for difference in compatibility(Row, record(id=str))}["value"] == C
+    assert [str(difference) for difference in compatibility(record(id=int), Row, root="doc")] == [
+        "doc: gives Doc, wanted Row (breaks producers, stored)",
+        "doc: gives Row, wanted Doc (breaks consumers)",
+        "doc.name: the field is new",
+    ]
 
 
 # Nesting
@@ -394,13 +399,12 @@ def test_a_derived_class_is_accepted_where_its_base_is() -> None:
     ids=str,
 )
 def test_a_class_that_is_weaker_than_its_base_cannot_be_declared(declared: Any, what: str) -> None:
-    for declare in (
-        lambda: Pipeline("p").with_stage("s", gives(), output=declared),
-        lambda: Pipeline("p", inputs=declared),
-    ):
-        with pytest.raises(DefinitionError) as caught:
-            declare()
-        assert what in str(caught.value)
+    with pytest.raises(DefinitionError) as caught:
+        Pipeline("p").with_stage("s", gives(), output=declared)
+    assert what in str(caught.value)
+    with pytest.raises(DefinitionError) as caught:
+        Pipeline("p", inputs=declared)
+    assert what in str(caught.value)
 
 
 def test_a_class_that_is_weaker_than_its_base_is_different_from_it() -> None:
@@ -468,7 +472,7 @@ def values_of(declared: Any) -> st.SearchStrategy[Any]:
         if declared in (Colour, NewColour):
             return st.sampled_from([member.value for member in cast("Any", declared)])
         simple: dict[Any, st.SearchStrategy[Any]] = {int: st.integers(-9, 9), float: st.floats(allow_nan=False)}
-        return simple.get(declared) or st.from_type(declared)
+        return simple[declared] if declared in simple else st.from_type(declared)
     return st.fixed_dictionaries(
         {name: values_of(field.declared) for name, field in fields.items() if field.required},
         optional={name: values_of(field.declared) for name, field in fields.items() if not field.required},

@@ -871,9 +871,6 @@ async def test_an_item_of_a_map_over_a_pipeline_is_its_input() -> None:
     assert [item["c"] for item in results["m"].data] == [[Page("a")], [Page("b")]]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="engine/maps.py: an item that is refused before it runs fails the map, whatever it tolerates"
-)
 async def test_an_item_that_is_no_input_of_the_pipeline_is_an_item_that_failed() -> None:
     child = Pipeline("child", inputs=Page).with_stage("c", data_of, output=list[Page])
     pipeline = Pipeline("p").with_map("m", child, over=lambda ctx: [{"title": "a"}, {"title": 1}], tolerate=1)

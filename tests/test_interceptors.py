@@ -427,9 +427,9 @@ async def test_it_is_for_the_stages_chosen_by_name_or_kind(
 
 async def test_it_shortens_what_a_run_says_of_a_stage_as_well(autojump_clock: MockClock) -> None:
     graph = around(sleeps(9), TimeoutInterceptor(2)).build()
-    for given in (None, 5):
+    for said in (None, 5):
         with pytest.raises(StageTimeoutError) as caught:
-            await graph.run(PipelineContext(timeouts={"s": given}))
+            await graph.run(PipelineContext(timeouts={"s": said}))
         assert (caught.value.limit, caught.value.source) == (2, "TimeoutInterceptor of the pipeline")
     with pytest.raises(StageTimeoutError) as caught:
         await graph.run(PipelineContext(timeouts={"s": 1}))

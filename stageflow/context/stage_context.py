@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from stageflow.engine import PipelineResults
     from stageflow.output import StageOutput
-    from stageflow.pipeline import Pipeline, StageGraph
+    from stageflow.pipeline import Pipeline
+    from stageflow.running import StageGraph
 
 __all__ = ["StageContext", "host_of"]
 

@@ -15,6 +15,7 @@ from trio.lowlevel import checkpoint_if_cancelled
 from stageflow.engine.body import as_failure, is_cancellation
 from stageflow.engine.cleanup import cleanup
 from stageflow.engine.collector import Inputs
+from stageflow.engine.paths import missing_input
 from stageflow.errors import in_words
 from stageflow.journal import Cause, CauseKind, StageState
 from stageflow.output import StageOutput
@@ -296,7 +297,7 @@ class BranchRun:
         if names is None:
             number = execution.shape.index[stage.name]
             names = tuple(execution.shape.names[other] for other in execution.shape.dependencies[number])
-        return Inputs(names, execution.collector.outputs, lambda name: execution.missing_input(stage.name, name))
+        return Inputs(names, execution.collector.outputs, lambda name: missing_input(execution, stage.name, name))
 
     def lend_nursery(self, stage: StagePart) -> trio.Nursery:
         if not self._runs(stage) or self.nursery is None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 from trio.lowlevel import checkpoint_if_cancelled
 
+from stageflow.engine.paths import branch_upstream
 from stageflow.errors import ContractViolation, DefinitionError
 from stageflow.journal import Cause, CauseKind, StageRecord, StageState
 from stageflow.output import StageOutput, StageStatus
@@ -87,7 +88,7 @@ def _write(walker: Walker, record: StageRecord, ending: StageOutput) -> tuple[Ca
         ending = StageOutput.fail(f"{ending.reason}; it asks to be tried again, but has no retry= that allows it")
     if ending.status is StageStatus.CANCEL_BRANCH:
         try:
-            target = execution.branch_upstream(ending.of, number)
+            target = branch_upstream(execution, ending.of, number)
         except DefinitionError as error:
             ending = StageOutput.fail(error)
     now = trio.current_time()

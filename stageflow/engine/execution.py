@@ -14,10 +14,11 @@ from stageflow.context.host import RunState
 from stageflow.context.ids import new_run_id
 from stageflow.engine.branch import CALLER, BranchRun
 from stageflow.engine.collector import Collector
+from stageflow.engine.paths import item_of
 from stageflow.engine.results import PipelineResults
 from stageflow.engine.scheduler import Scheduler
 from stageflow.engine.strand import Walker
-from stageflow.errors import DefinitionError, MissingOutputError, UnknownStageError, in_words, ungroup
+from stageflow.errors import DefinitionError, UnknownStageError, in_words, ungroup
 from stageflow.graph import armed, limit_on
 from stageflow.graph.branches import TRUNK
 from stageflow.journal import Cause, CauseKind, RunStatus, StageRecord, StageState
@@ -280,7 +281,7 @@ class Execution:
             UnknownStageError: There is no such stage.
         """
         if stage not in self.shape.index:
-            item = self._item_of(stage)
+            item = item_of(self, stage)
             if item is None:
                 raise UnknownStageError(stage, self.shape.names, where="cancel_branch()")
             if item[0] in self.maps:
@@ -334,80 +335,6 @@ class Execution:
         what = f" while {names} {'was' if len(cut) == 1 else 'were'} running" if cut else ""
         self.ending = Cause(CauseKind.DEADLINE, None, reason + what)
         self.verdict = self.verdict or self.ending
-
-    # Looking around
-
-    def _item_of(self, name: str) -> tuple[str, int] | None:
-        """Gives the map and the number that are meant by the name of an item; `None` if it is no such name."""
-        stage, bracket, number = name.removesuffix("]").rpartition("[")
-        if not bracket or not name.endswith("]") or not number.isdecimal() or stage not in self.shape.index:
-            return None
-        if getattr(self.graph.stages[stage].runner, "over", None) is None:  # only a map goes over something
-            return None
-        return stage, int(number)
-
-    def path_from(self, of: str, number: int) -> list[int]:
-        """Gives the stages that have to run again if a guard sends one back: that one, and what is between the two.
-
-        Raises:
-            UnknownStageError: There is no stage of that name.
-            DefinitionError: The guard does not come after that stage, or somebody else has begun with its output.
-        """
-        names, dependencies, slots = self.shape.names, self.shape.dependencies, self.collector.slots
-        guard, first = names[number], self.shape.index.get(of)
-        if first is None:
-            raise UnknownStageError(of, names, where=f"retry(stage=...) of stage {guard!r}")
-        before, todo = {number}, [number]
-        for place in todo:  # grows on the way
-            fresh = [other for other in dependencies[place] if other >= first and other not in before]
-            before.update(fresh)
-            todo += fresh
-        if first not in before or first == number:
-            raise DefinitionError(f"stage {guard!r} cannot send back {of!r}: it does not come after that stage")
-        between = {first}
-        for place in sorted(before):  # in topological order
-            if not between.isdisjoint(dependencies[place]):
-                between.add(place)
-        path = [place for place in sorted(between) if place != number and names[place] in self.collector.outputs]
-        for place in path:
-            for follower, _, _ in self.plan.followers[place]:
-                if follower not in between and slots[follower] is not None:
-                    raise DefinitionError(
-                        f"stage {guard!r} cannot send back {of!r}: {names[follower]!r} has begun with what "
-                        f"{names[place]!r} gave; let it come after {guard!r} as well"
-                    )
-        return path
-
-    def branch_upstream(self, of: str | None, number: int) -> BranchRun:
-        """Gives the branch that a stage means by ``cancel_branch(of=...)``.
-
-        Raises:
-            UnknownStageError: There is no stage of that name.
-            DefinitionError: That stage is not upstream on the same line.
-        """
-        own = self.branches[self.shape.branch_of[number]]
-        assert own is not None
-        if of is None:
-            return own
-        other = self.shape.index.get(of)
-        if other is None:
-            where = f"cancel_branch(of=...) of stage {self.shape.names[number]!r}"
-            raise UnknownStageError(of, self.shape.names, where=where)
-        for run in own.lineage():
-            if other in run.strand and (run is not own or other <= number):
-                return run
-        raise DefinitionError(
-            f"stage {self.shape.names[number]!r} cannot end the branch of {of!r}: that stage is not upstream on its "
-            f"line; use Run.cancel_branch() to end another branch"
-        )
-
-    def missing_input(self, stage: str, name: str) -> MissingOutputError:
-        """Gives the error that says why a stage has no input of a name."""
-        number = self.shape.index.get(name)
-        if number is not None and number not in self.shape.dependencies[self.shape.index[stage]]:
-            reason = f"{stage!r} does not come after it; add it to after= of {stage!r}"
-            return MissingOutputError(name, state=self.collector.record(number).state, reason=reason)
-        return self.collector.missing(name)
 
 
 def _is_cut(record: StageRecord) -> bool:

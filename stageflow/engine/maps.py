@@ -10,18 +10,19 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
-from collections.abc import AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast, final
 
 import attrs
 import trio
 
-from stageflow.context import PipelineContext
+from stageflow.context import PipelineContext, StageContext
+from stageflow.context.stage_context import host_of
 from stageflow.engine.branch import CALLER
 from stageflow.engine.execution import Execution
 from stageflow.engine.nested import MAX_DEPTH, around_of
 from stageflow.engine.run import outcome_of
-from stageflow.errors import MaxDepthError, StageExecutionError, in_words
+from stageflow.errors import ContractViolation, MaxDepthError, StageExecutionError, in_words
 from stageflow.frozen import FrozenDict
 from stageflow.graph import Graph
 from stageflow.journal import Cause, CauseKind, RunStatus, StageRecord, StageState
@@ -30,7 +31,7 @@ from stageflow.output import StageOutput, StageStatus
 if TYPE_CHECKING:
     from stageflow.engine.branch import BranchRun
 
-__all__ = ["MapPlan", "MapRun", "run_map"]
+__all__ = ["MapPlan", "MapRun", "OverItems", "run_map"]
 
 _END = object()
 
@@ -182,7 +183,12 @@ class MapRun:
                 reason = self._host.execution.items_cut.get((self._name, number))
                 if reason is None:
                     # Made here, so that it can be cancelled from now on.
-                    self._flying[number] = child = self._child(number, item)
+                    try:
+                        self._flying[number] = child = self._child(number, item)
+                    except ContractViolation as error:  # the item is not what `inputs=` wants, so it fails alone
+                        self._room.release()
+                        self._refused(number, error)
+                        continue
                     self._nursery.start_soon(self._one, number, child, name=f"{self._name}[{number}]")
                 else:
                     self._note(number, StageState.SKIPPED, Cause(CauseKind.CANCEL_BRANCH, None, reason))
@@ -261,7 +267,18 @@ class MapRun:
             within = "" if inner is not None or error.stage is None else f"stage {error.stage!r}: "
             record = self._note(number, StageState.FAILED, Cause(kind, title, within + error.reason), child)
             record.error, record.recoverable = error.original, error.recoverable
-            self._failures.append(record)
+            self._count(record)
+
+    def _refused(self, number: int, error: ContractViolation) -> None:
+        """Writes that an item is nothing that could be run."""
+        cause = Cause(CauseKind.CONTRACT, f"{self._name}[{number}]", in_words(error))
+        record = self._note(number, StageState.FAILED, cause)
+        record.error = error
+        self._count(record)
+
+    def _count(self, failed: StageRecord) -> None:
+        """Counts an item that failed, and stops the others if it is one too many."""
+        self._failures.append(failed)
         if len(self._failures) > self._most and self._verdict is None:
             self._verdict = self._too_many()
             self._stop(self._failures[0].cause)
@@ -346,3 +363,23 @@ class MapRun:
             self._host.execution.items_cut.setdefault((self._name, number), reason)
         if child is not None:
             child.cancel(reason)
+
+
+@final
+@attrs.frozen
+class OverItems:
+    """The stage that is a map: it runs something for each item of what a stage gave, or a function gives.
+
+    Attributes:
+        plan: How it is to be run.
+        over: The stage, or the function of the context.
+    """
+
+    plan: MapPlan
+    over: str | Callable[[StageContext], Iterable[Any] | AsyncIterable[Any]]
+
+    async def __call__(self, ctx: StageContext) -> StageOutput:
+        """Runs it."""
+        host, part = host_of(ctx)
+        items = ctx.inputs[self.over].data if isinstance(self.over, str) else self.over(ctx)
+        return await host.run_map(part, self.plan, items)

@@ -8,7 +8,7 @@ the child had finished is there.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import attrs
 
@@ -19,12 +19,12 @@ from stageflow.journal import RunStatus, StageRecord
 from stageflow.stages import Limit
 
 if TYPE_CHECKING:
-    from stageflow.context import PipelineContext
+    from stageflow.context import PipelineContext, StageContext
     from stageflow.engine.branch import BranchRun
     from stageflow.engine.results import PipelineResults
     from stageflow.graph import Graph
 
-__all__ = ["MAX_DEPTH", "Around", "around_of", "run_child"]
+__all__ = ["MAX_DEPTH", "Around", "Within", "around_of", "run_child"]
 
 MAX_DEPTH = 16
 """How deep runs may be nested."""
@@ -98,3 +98,20 @@ async def run_child(host: BranchRun, name: str, graph: Graph, context: PipelineC
     if results.status is RunStatus.PARTIAL:
         host.execution.in_part.add(name)
     return results
+
+
+@final
+@attrs.frozen
+class Within:
+    """The stage that runs a pipeline as a whole: its inputs are the data of that run, and its outputs are the outputs.
+
+    Attributes:
+        child: The graph.
+    """
+
+    child: Any  # a StageGraph, which this layer does not know
+
+    async def __call__(self, ctx: StageContext) -> dict[str, Any]:
+        """Runs it."""
+        results = await ctx.run_pipeline(self.child, {name: output.data for name, output in ctx.inputs.items()})
+        return {name: output.data for name, output in results.items()}

@@ -24,6 +24,7 @@ from stageflow.context import StageContext
 from stageflow.engine.body import is_cancellation
 from stageflow.engine.branch import CALLER
 from stageflow.engine.ending import kind_of
+from stageflow.engine.paths import path_from
 from stageflow.errors import DefinitionError, StagnationError, in_words
 from stageflow.graph import Special
 from stageflow.journal import Attempt, Cause, CauseKind, StageState
@@ -264,7 +265,7 @@ class Tries:
         assert verdict.of is not None
         await checkpoint()  # whoever became ready with the guard has begun by now, or will not without it
         try:
-            path = execution.path_from(verdict.of, self._number)
+            path = path_from(execution, verdict.of, self._number)
         except DefinitionError as error:
             return StageOutput.fail(error)  # noqa: ASYNC910
         before = execution.collector.outputs[verdict.of]

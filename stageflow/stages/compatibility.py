@@ -221,7 +221,7 @@ def _containers(
 
 
 def _stands_for(source: Any, target: Any, reading: Reading) -> bool:
-    if not (isinstance(source, type) and isinstance(target, type)):
+    if not (isinstance(source, type) and isinstance(target, type)) or is_typeddict(target):
         return False
     if reading is Reading.STRUCTURED:
         if source is bool and target is not bool:
