@@ -91,15 +91,6 @@ async def enrich(fetch: Page) -> Row:
     return {"id": len(fetch.title)}
 
 
-def anys(*stages: Any) -> list[Any]:
-    """Stages whose parameters are nobody's business: the types of `Pipeline` know functions of the context only."""
-    return list(stages)
-
-
-def any_(stage: Any) -> Any:
-    return stage
-
-
 def after(pipeline: Pipeline) -> dict[str, list[tuple[str, bool]]]:
     return {
         name: [(edge.stage, edge.required) for edge in spec.after] for name, spec in pipeline.build().stages.items()
@@ -120,7 +111,7 @@ def line_of(function: Any) -> int:
 
 
 async def test_a_pipeline_is_made_of_its_typed_stages_alone_in_any_order() -> None:
-    stages = anys(fetch, parse, enrich, rank)
+    stages: list[Any] = [fetch, parse, enrich, rank]
     for order in (stages, stages[::-1]):
         pipeline = Pipeline("p", stages=order)
         assert after(pipeline) == {
@@ -139,7 +130,7 @@ async def test_a_pipeline_is_made_of_its_typed_stages_alone_in_any_order() -> No
 
 
 async def test_an_output_is_handed_on_by_reference() -> None:
-    results = await Pipeline("p", stages=anys(fetch, parse)).run({"url": "abc"})
+    results = await Pipeline("p", stages=[fetch, parse]).run({"url": "abc"})
     assert results["parse"].data.page is results["fetch"].data
 
 
@@ -152,7 +143,7 @@ async def defaulted(fetch: Page = Page("none"), limit: int = 3) -> list[object]:
     [(StageOutput.ok(Page("x")), "x"), (StageOutput.skip("none today"), "none")],
 )
 async def test_a_parameter_with_a_default_is_optional(output: StageOutput, seen: str) -> None:
-    pipeline = Pipeline("p").with_stage("fetch", returns(output), output=Page).with_stage("defaulted", any_(defaulted))
+    pipeline = Pipeline("p").with_stage("fetch", returns(output), output=Page).with_stage("defaulted", defaulted)
     assert after(pipeline)["defaulted"] == [("fetch", False)]
     assert (await pipeline.run())["defaulted"].data == [seen, 3]
     assert (await pipeline.run({"limit": 4}))["defaulted"].data == [seen, 4]
@@ -165,9 +156,9 @@ async def test_a_default_stands_for_what_is_absent_and_not_for_none() -> None:
     async def strict(limit: int = 10) -> list[int]:
         return [limit]
 
-    assert (await Pipeline("p", stages=anys(bounded)).run())["bounded"].data == [10]
-    assert (await Pipeline("p", stages=anys(bounded)).run({"limit": None}))["bounded"].data == [None]
-    results = await results_of(Pipeline("p", stages=anys(strict)), {"limit": None})
+    assert (await Pipeline("p", stages=[bounded]).run())["bounded"].data == [10]
+    assert (await Pipeline("p", stages=[bounded]).run({"limit": None}))["bounded"].data == [None]
+    results = await results_of(Pipeline("p", stages=[strict]), {"limit": None})
     error = results.records["strict"].error
     assert isinstance(error, ContractViolation)
     assert error.faults == (Fault(path="limit", found="None (NoneType)", wanted="int"),)
@@ -180,8 +171,8 @@ async def test_a_stage_that_may_give_nothing_gives_none_to_who_takes_it() -> Non
     async def seen(fetch: Page | None) -> list[str]:
         return ["nothing" if fetch is None else fetch.title]
 
-    assert (await Pipeline("p", stages=anys(fetch, seen)).run())["seen"].data == ["nothing"]
-    message = mistake(Pipeline("p", stages=anys(fetch, parse)).build)
+    assert (await Pipeline("p", stages=[fetch, seen]).run())["seen"].data == ["nothing"]
+    message = mistake(Pipeline("p", stages=[fetch, parse]).build)
     assert "fetch: gives None, wanted Page" in message
 
 
@@ -195,7 +186,7 @@ async def test_the_context_may_stand_anywhere() -> None:
     async def named(fetch: Page, *, here: StageContext, url: str) -> list[str]:
         return [here.stage, fetch.title, url]
 
-    pipeline = Pipeline("p", stages=anys(fetch, first, last, named))
+    pipeline = Pipeline("p", stages=[fetch, first, last, named])
     results = await pipeline.run({"url": "x"})
     assert results["first"].data == ["first", "x"]
     assert results["last"].data == ["last", "x"]
@@ -207,7 +198,7 @@ async def test_a_parameter_that_is_named_like_its_own_stage_is_a_run_input() -> 
     async def url(url: str) -> list[str]:
         return [url]
 
-    pipeline = Pipeline("p", stages=anys(url))
+    pipeline = Pipeline("p", stages=[url])
     assert after(pipeline) == {"url": []}
     assert (await pipeline.run({"url": "x"}))["url"].data == ["x"]
 
@@ -218,9 +209,9 @@ async def test_run_inputs_come_from_a_mapping_or_an_instance_and_are_checked() -
         url: object
 
     for data in ({"url": "x"}, Job("x")):
-        assert (await Pipeline("p", stages=anys(fetch)).run(data))["fetch"].data == Page("x")
+        assert (await Pipeline("p", stages=[fetch]).run(data))["fetch"].data == Page("x")
     for wrong in ({"url": 3}, Job(3)):
-        results = await results_of(Pipeline("p", stages=anys(fetch)), cast("Any", wrong))
+        results = await results_of(Pipeline("p", stages=[fetch]), cast("Any", wrong))
         error = results.records["fetch"].error
         assert isinstance(error, ContractViolation)
         assert str(error) == (
@@ -231,7 +222,7 @@ async def test_run_inputs_come_from_a_mapping_or_an_instance_and_are_checked() -
 
 async def test_a_parameter_that_names_nothing_is_said_to_when_it_runs() -> None:
     with pytest.raises(StageExecutionError) as caught:
-        await Pipeline("p", stages=anys(fetch)).run({"ulr": "x"})
+        await Pipeline("p", stages=[fetch]).run({"ulr": "x"})
     assert str(caught.value.original) == (
         "stage 'fetch' takes 'url: str', and there is no stage 'url', and no 'url' in the run's data "
         "(did you mean 'ulr'?); give it, as in run({'url': ...}), or say url: str | None"
@@ -245,7 +236,7 @@ async def test_an_unannotated_optional_parameter_takes_anything() -> None:
     async def loose(fetch: Page, extra: Any = None) -> list[Any]:
         return [extra]
 
-    results = await Pipeline("p", stages=anys(fetch, loose)).run({"url": "x", "extra": [1]})
+    results = await Pipeline("p", stages=[fetch, loose]).run({"url": "x", "extra": [1]})
     assert results["loose"].data == [[1]]
 
 
@@ -309,13 +300,13 @@ def decorates(function: Any) -> Any:
         (functools.partial(several, words=7), 7),
         (functools.partial(functools.partial(several, 5), more=2), 7),
         (decorates(parse), 0),
-        (stage(any_(parse)), 0),
-        (stage(name="other")(any_(parse)), 0),
+        (stage(parse), 0),
+        (stage(name="other")(parse), 0),
     ],
     ids=lambda part: getattr(part, "__qualname__", type(part).__name__),
 )
 async def test_whatever_can_be_called_can_be_typed(runner: Any, words: int) -> None:
-    pipeline = Pipeline("p", stages=anys(fetch)).with_stage("s", runner)
+    pipeline = Pipeline("p", stages=[fetch]).with_stage("s", runner)
     assert after(pipeline)["s"] == [("fetch", True)]
     results = await pipeline.run({"url": "x", "words": 100})  # what a partial binds is bound
     assert results["s"].data == Doc(Page("x"), words)
@@ -323,7 +314,7 @@ async def test_whatever_can_be_called_can_be_typed(runner: Any, words: int) -> N
 
 async def test_a_class_is_made_once_per_run() -> None:
     ByClass.made.clear()
-    pipeline = Pipeline("p", stages=anys(fetch, ByClass))
+    pipeline = Pipeline("p", stages=[fetch, ByClass])
     assert ByClass.made == []
     assert (await pipeline.run({"url": "x"}))["by_class"].data == Doc(Page("x"), 8)
     assert len(ByClass.made) == 1
@@ -336,7 +327,7 @@ def with_context(fetch: Page, ctx: StageContext) -> Doc:
 
 @pytest.mark.parametrize("function", [plain, with_context])
 async def test_a_plain_function_runs_in_a_thread(function: Any) -> None:
-    results = await Pipeline("p", stages=anys(fetch)).with_stage("s", function).run({"url": "x"})
+    results = await Pipeline("p", stages=[fetch]).with_stage("s", function).run({"url": "x"})
     assert results["s"].data.page == Page("x")
     assert results["s"].data.words != threading.get_ident()
 
@@ -347,15 +338,15 @@ def in_process(fetch: Page, ctx: ProcessContext) -> Doc:
 
 async def test_a_plain_function_with_processes_runs_in_a_process() -> None:
     pytest.importorskip("trio_parallel")
-    pipeline = Pipeline("p", stages=anys(fetch)).with_stage("s", any_(in_process), processes=True, timeout=60)
+    pipeline = Pipeline("p", stages=[fetch]).with_stage("s", in_process, processes=True, timeout=60)
     results = await pipeline.run({"url": "x"})
     assert results["s"].data == Doc(Page("x"), 1)
 
 
 async def test_a_stage_run_alone_takes_its_inputs_by_name() -> None:
-    assert (await run_stage(any_(parse), inputs={"fetch": StageOutput.ok(Page("x"))})).data == Doc(Page("x"))
-    assert (await run_stage(any_(parse), inputs={"fetch": {"title": "x"}})).data == Doc(Page("x"))
-    assert (await run_stage(any_(fetch), {"url": "x"})).data == Page("x")
+    assert (await run_stage(parse, inputs={"fetch": StageOutput.ok(Page("x"))})).data == Doc(Page("x"))
+    assert (await run_stage(parse, inputs={"fetch": {"title": "x"}})).data == Doc(Page("x"))
+    assert (await run_stage(fetch, {"url": "x"})).data == Page("x")
 
 
 # Annotations
@@ -372,7 +363,7 @@ def test_names_local_to_a_function_are_found() -> None:
     async def second(first: Local) -> Local:
         return first
 
-    assert after(Pipeline("p", stages=anys(first, second)))["second"] == [("first", True)]
+    assert after(Pipeline("p", stages=[first, second]))["second"] == [("first", True)]
 
 
 def makes() -> Any:
@@ -383,11 +374,11 @@ def makes() -> Any:
     async def hidden() -> Hidden:
         return Hidden(1)
 
-    return stage(any_(hidden))
+    return stage(hidden)
 
 
 async def test_a_decorated_stage_keeps_what_its_annotations_meant_where_it_was_written() -> None:
-    assert (await Pipeline("p", stages=anys(makes())).run())["hidden"].data.x == 1
+    assert (await Pipeline("p", stages=[makes()]).run())["hidden"].data.x == 1
 
 
 async def test_a_name_means_what_it_means_where_the_function_was_written() -> None:
@@ -395,7 +386,7 @@ async def test_a_name_means_what_it_means_where_the_function_was_written() -> No
         """Another one than that of the module."""
 
     assert Page.__doc__
-    pipeline = Pipeline("p", stages=anys(fetch, parse))
+    pipeline = Pipeline("p", stages=[fetch, parse])
     assert (await pipeline.run({"url": "x"}))["fetch"].data.title == "x"
 
 
@@ -412,14 +403,14 @@ async def test_a_forward_reference_is_resolved_when_the_stage_is_declared() -> N
     async def later_defined() -> Later:
         return Later(1)
 
-    assert (await Pipeline("p", stages=anys(later, later_defined)).run())["later"].data == Later(1)
+    assert (await Pipeline("p", stages=[later, later_defined]).run())["later"].data == Later(1)
 
 
 async def test_an_annotation_within_an_annotation_may_be_a_string() -> None:
     async def quoted(fetch: Page, notes: Annotated[Page | None, "of no meaning"] = None) -> list[Page]:
         return [fetch]
 
-    assert (await Pipeline("p", stages=anys(fetch, quoted)).run({"url": "x"}))["quoted"].data == [Page("x")]
+    assert (await Pipeline("p", stages=[fetch, quoted]).run({"url": "x"}))["quoted"].data == [Page("x")]
 
 
 async def only_for_checkers(amount: Decimal, fetch: Page) -> None: ...
@@ -427,8 +418,8 @@ async def only_for_checkers(amount: Decimal, fetch: Page) -> None: ...
 
 def test_what_is_imported_for_type_checkers_only_is_a_mistake() -> None:
     for declare in (
-        lambda: Pipeline("p", stages=anys(only_for_checkers)),
-        lambda: Pipeline("p").with_stage(stage(any_(only_for_checkers))),
+        lambda: Pipeline("p", stages=[only_for_checkers]),
+        lambda: Pipeline("p").with_stage(stage(only_for_checkers)),
     ):
         assert mistake(declare) == (
             "stage 'only_for_checkers': an annotation names 'Decimal', which cannot be found when the program runs; "
@@ -445,7 +436,7 @@ def test_an_annotation_that_cannot_be_read_is_a_mistake() -> None:
         ("not an annotation", "SyntaxError"),
     ):
         wrong.__annotations__["other"] = annotation
-        message = mistake(lambda: Pipeline("p", stages=anys(wrong)))
+        message = mistake(lambda: Pipeline("p", stages=[wrong]))
         assert "stage 'wrong': an annotation cannot be read: " in message
         assert essentials in message
 
@@ -467,7 +458,7 @@ async def test_a_stage_may_return_its_type_or_an_output() -> None:
     async def after_says(says: Page) -> list[str]:
         return [says.title]
 
-    pipeline = Pipeline("p", stages=anys(says, after_says))
+    pipeline = Pipeline("p", stages=[says, after_says])
     for what in ("page", "bare"):
         results = await pipeline.run({"what": what})
         assert (results["says"].data, results["after_says"].data) == (Page("x"), ["x"])
@@ -480,7 +471,7 @@ async def test_the_return_annotation_is_a_contract(returned: Any) -> None:
     async def gives_page() -> Page:
         return cast("Page", returned)
 
-    results = await results_of(Pipeline("p", stages=anys(gives_page)))
+    results = await results_of(Pipeline("p", stages=[gives_page]))
     assert causes(results) == {"gives_page": (CauseKind.CONTRACT, "gives_page")}
 
 
@@ -488,7 +479,7 @@ async def test_output_counts_in_place_of_the_annotation() -> None:
     async def gives_page() -> Page:
         return cast("Page", {"text": "x"})
 
-    results = await Pipeline("p").with_stage("gives_page", any_(gives_page), output=Untitled).run()
+    results = await Pipeline("p").with_stage("gives_page", gives_page, output=Untitled).run()
     assert results["gives_page"].data == Untitled("x")
 
 
@@ -498,7 +489,7 @@ async def test_a_return_annotation_that_says_nothing_is_no_contract(returns_: An
         return {"x": x}
 
     loose.__annotations__["return"] = returns_
-    assert (await Pipeline("p", stages=anys(loose)).run({"x": 1}))["loose"].data == {"x": 1}
+    assert (await Pipeline("p", stages=[loose]).run({"x": 1}))["loose"].data == {"x": 1}
 
 
 async def test_a_typed_stage_may_return_what_only_a_contract_allows_also_through_interceptors() -> None:
@@ -517,7 +508,7 @@ async def test_a_typed_stage_may_return_what_only_a_contract_allows_also_through
 
     async def nothing(total: int) -> None: ...
 
-    results = await Pipeline("p", stages=anys(numbers, total, nothing), interceptors=[Sees()]).run()
+    results = await Pipeline("p", stages=[numbers, total, nothing], interceptors=[Sees()]).run()
     assert [results[name].data for name in ("numbers", "total", "nothing")] == [[1, 2], 3, None]
     assert isinstance(results["numbers"].data, FrozenList)
     assert [output.data for output in seen] == [[1, 2], 3, None]
@@ -528,10 +519,10 @@ async def test_a_typed_stage_may_return_what_only_a_contract_allows_also_through
 
 async def test_after_adds_to_the_edges_of_the_parameters_and_may_say_more_of_them() -> None:
     pipeline = (
-        Pipeline("p", stages=anys(fetch))
+        Pipeline("p", stages=[fetch])
         .with_stage("before", gives())
-        .with_stage("parse", any_(parse), after="before")
-        .with_stage("doc", stage(any_(parse)), after=[Dependency("fetch", required=False), "before"])
+        .with_stage("parse", parse, after="before")
+        .with_stage("doc", stage(parse), after=[Dependency("fetch", required=False), "before"])
     )
     assert after(pipeline)["parse"] == [("before", True), ("fetch", True)]
     assert after(pipeline)["doc"] == [("fetch", False), ("before", True)]
@@ -541,7 +532,7 @@ async def test_what_after_makes_optional_and_the_parameter_does_not_is_a_violati
     pipeline = (
         Pipeline("p")
         .with_stage("fetch", returns(StageOutput.skip("none today")), output=Page)
-        .with_stage("parse", any_(parse), after=Dependency("fetch", required=False))
+        .with_stage("parse", parse, after=Dependency("fetch", required=False))
     )
     results = await results_of(pipeline)
     error = results.records["parse"].error
@@ -560,7 +551,7 @@ async def test_a_join_decides_when_a_typed_stage_starts() -> None:
     async def either(left: Page | None, right: Page | None) -> list[bool]:
         return [left is not None, right is not None]
 
-    pipeline = Pipeline("p", stages=anys(left, right)).with_stage("either", any_(either), join="any_settled")
+    pipeline = Pipeline("p", stages=[left, right]).with_stage("either", either, join="any_settled")
     results = await pipeline.run()
     assert states(results) == {"left": OK, "right": CANCELLED, "either": OK}
     assert results["either"].data == [True, False]
@@ -574,7 +565,7 @@ async def test_a_join_on_a_typed_stage_counts_its_parameters(join: str, fits: bo
     async def both(one: Page | None, fetch: Page | None) -> list[bool]:
         return [one is not None, fetch is not None]
 
-    pipeline = Pipeline("p", stages=anys(one, fetch)).with_stage("both", any_(both), join=join)
+    pipeline = Pipeline("p", stages=[one, fetch]).with_stage("both", both, join=join)
     assert states(await pipeline.run({"url": "x"}))["both"] is OK
 
 
@@ -585,13 +576,11 @@ async def test_when_and_retry_go_with_a_typed_stage() -> None:
         tries.append(ctx.attempt)
         return fetch if ctx.attempt == 2 else cast("Page", {})
 
-    pipeline = Pipeline("p", stages=anys(fetch)).with_stage(
-        "flaky", any_(flaky), retry=Retry(attempts=3, on=ContractViolation)
-    )
+    pipeline = Pipeline("p", stages=[fetch]).with_stage("flaky", flaky, retry=Retry(attempts=3, on=ContractViolation))
     assert (await pipeline.run({"url": "x"}))["flaky"].data == Page("x")
     assert tries == [1, 2]
-    skipped = Pipeline("p", stages=anys(fetch)).with_stage(
-        "parse", any_(parse), when=lambda ctx: ctx.inputs["fetch"].data.title == "y"
+    skipped = Pipeline("p", stages=[fetch]).with_stage(
+        "parse", parse, when=lambda ctx: ctx.inputs["fetch"].data.title == "y"
     )
     assert states(await skipped.run({"url": "x"}))["parse"] is SKIPPED
     assert states(await skipped.run({"url": "y"}))["parse"] is OK
@@ -608,7 +597,7 @@ async def test_a_typed_stage_may_take_the_output_of_a_map_or_of_a_pipeline() -> 
         Pipeline("p")
         .with_map("pages", page, over=lambda ctx: ["a", "b"], output=list[Page])
         .with_stage("child", Pipeline("child").with_stage("c", returns({"title": "c"})))
-        .with_stage("titles", any_(titles))
+        .with_stage("titles", titles)
     )
     assert (await pipeline.run())["titles"].data == ["a", "b", "c"]
 
@@ -621,18 +610,18 @@ def test_a_circle_of_parameters_is_a_circle() -> None:
         return a
 
     with pytest.raises(CycleError):
-        Pipeline("p", stages=anys(a, b)).build()
+        Pipeline("p", stages=[a, b]).build()
 
 
 async def test_typed_stages_can_be_composed() -> None:
-    outer = Pipeline("outer").compose(Pipeline("inner", stages=anys(fetch, parse)))
+    outer = Pipeline("outer").compose(Pipeline("inner", stages=[fetch, parse]))
     assert (await outer.run({"url": "x"}))["parse"].data == Doc(Page("x"))
-    given_by_outer = Pipeline("outer", stages=anys(fetch)).compose(Pipeline("inner", stages=anys(parse)))
+    given_by_outer = Pipeline("outer", stages=[fetch]).compose(Pipeline("inner", stages=[parse]))
     assert (await given_by_outer.run({"url": "x"}))["parse"].data == Doc(Page("x"))
 
 
 async def test_typed_stages_can_be_composed_under_a_prefix() -> None:
-    inner = Pipeline("inner", stages=anys(fetch, parse))
+    inner = Pipeline("inner", stages=[fetch, parse])
     twice = Pipeline("outer").compose(inner, prefix="x.").compose(inner, prefix="y.")
     assert after(twice)["x.parse"] == [("x.fetch", True)]
     assert (await twice.run({"url": "a"}))["y.parse"].data == Doc(Page("a"))
@@ -646,10 +635,10 @@ async def untitled() -> Untitled:
 
 
 def test_a_mismatch_is_found_at_build_and_names_both_signatures_with_file_and_line() -> None:
-    pipeline = Pipeline("p").with_stage("fetch", any_(untitled)).with_stage("parse", any_(parse))
+    pipeline = Pipeline("p").with_stage("fetch", untitled).with_stage("parse", parse)
     line = line_of(test_a_mismatch_is_found_at_build_and_names_both_signatures_with_file_and_line) + 1
     assert mistake(pipeline.build) == (
-        f"stage 'parse' ({__file__}:{line}) cannot take what stage 'fetch' gives:\n"
+        f"stage 'parse' ({__file__}:{line}) cannot take what stage 'fetch' gives; change either:\n"
         f"  fetch.title: there is no such field\n"
         f"  given by  untitled() -> Untitled ({__file__}:{line_of(untitled)})\n"
         f"  taken by  parse(fetch: Page) -> Doc ({__file__}:{line_of(parse)})"
@@ -657,7 +646,7 @@ def test_a_mismatch_is_found_at_build_and_names_both_signatures_with_file_and_li
 
 
 def test_a_mismatch_with_a_function_of_the_context_names_its_declaration() -> None:
-    pipeline = Pipeline("p").with_stage("fetch", gives(), output=list[Page]).with_stage("parse", any_(parse))
+    pipeline = Pipeline("p").with_stage("fetch", gives(), output=list[Page]).with_stage("parse", parse)
     line = line_of(test_a_mismatch_with_a_function_of_the_context_names_its_declaration) + 1
     message = mistake(pipeline.build)
     assert "\n  fetch: gives list[Page], wanted Page\n" in message
@@ -707,7 +696,7 @@ def test_what_a_stage_takes_must_be_what_the_other_gives(given_: Any, taken: Any
     async def takes(fetch: object, other: int = 0) -> None: ...
 
     takes.__annotations__["fetch"] = taken
-    pipeline = Pipeline("p").with_stage("fetch", gives(), output=given_).with_stage("takes", any_(takes))
+    pipeline = Pipeline("p").with_stage("fetch", gives(), output=given_).with_stage("takes", takes)
     if problem is None:
         pipeline.build()
     else:
@@ -716,7 +705,7 @@ def test_what_a_stage_takes_must_be_what_the_other_gives(given_: Any, taken: Any
 
 async def test_a_producer_that_declares_nothing_is_checked_when_it_runs() -> None:
     for returned, state in (({"title": "x"}, OK), (Page("x"), OK), ({"title": 1}, FAILED), (Likewise("x"), FAILED)):
-        pipeline = Pipeline("p").with_stage("fetch", returns(returned)).with_stage("parse", any_(parse))
+        pipeline = Pipeline("p").with_stage("fetch", returns(returned)).with_stage("parse", parse)
         results = await results_of(pipeline)
         assert states(results) == {"fetch": OK, "parse": state}
         if state is FAILED:
@@ -748,7 +737,7 @@ def test_a_run_input_must_be_what_the_inputs_say(annotation: str, problem: str |
     async def takes(url: Any, other: int = 0) -> None: ...
 
     takes.__annotations__["url"] = annotation
-    pipeline = Pipeline("p", stages=anys(takes), inputs=Job)
+    pipeline = Pipeline("p", stages=[takes], inputs=Job)
     if problem is None:
         pipeline.build()
     else:
@@ -761,7 +750,7 @@ def test_a_run_input_must_be_what_the_inputs_say(annotation: str, problem: str |
 def test_a_run_input_with_a_default_must_be_what_the_inputs_say_all_the_same() -> None:
     async def takes(url: int = 3) -> None: ...
 
-    assert "url: gives str, wanted int" in mistake(Pipeline("p", stages=anys(takes), inputs=Job).build)
+    assert "url: gives str, wanted int" in mistake(Pipeline("p", stages=[takes], inputs=Job).build)
 
 
 def test_a_parameter_that_names_neither_a_stage_nor_a_field_is_found_at_build_with_the_nearest_name() -> None:
@@ -769,19 +758,23 @@ def test_a_parameter_that_names_neither_a_stage_nor_a_field_is_found_at_build_wi
 
     async def misses(fetsch: Page) -> None: ...
 
+    async def far(colour: int) -> None: ...
+
     async def optional(limt: int | None) -> None: ...
 
-    message = mistake(Pipeline("p", stages=anys(takes), inputs=Job).build)
+    message = mistake(Pipeline("p", stages=[takes], inputs=Job).build)
     assert "takes 'limt: int', but no stage has that name, and neither has a field of Job" in message
     assert message.endswith("did you mean 'limit'?")
-    message = mistake(Pipeline("p", stages=anys(fetch, misses), inputs=Job).build)
+    message = mistake(Pipeline("p", stages=[far], inputs=Job).build)
+    assert message.endswith("the inputs= of the pipeline; add it there, or say colour: ... | None")
+    message = mistake(Pipeline("p", stages=[fetch, misses], inputs=Job).build)
     assert message.endswith("did you mean 'fetch'?")
-    Pipeline("p", stages=anys(optional), inputs=Job).build()
+    Pipeline("p", stages=[optional], inputs=Job).build()
 
 
 def test_inputs_that_are_no_class_of_fields_are_not_looked_into() -> None:
-    Pipeline("p", stages=anys(fetch), inputs=dict[str, str]).build()
-    Pipeline("p", stages=anys(fetch), inputs=Any).build()
+    Pipeline("p", stages=[fetch], inputs=dict[str, str]).build()
+    Pipeline("p", stages=[fetch], inputs=Any).build()
 
 
 class NotAsync:
@@ -827,7 +820,7 @@ def test_what_could_not_run_cannot_be_declared(runner: Any, essentials: str) -> 
 
 
 def test_stages_without_a_name_are_refused() -> None:
-    assert "which has no name" in mistake(lambda: Pipeline("p", stages=anys(functools.partial(several, 5))))
+    assert "which has no name" in mistake(lambda: Pipeline("p", stages=[functools.partial(several, 5)]))
 
 
 async def test_a_body_that_takes_its_time_is_cancelled_like_every_other(autojump_clock: MockClock) -> None:
@@ -835,5 +828,5 @@ async def test_a_body_that_takes_its_time_is_cancelled_like_every_other(autojump
         await trio.sleep(1)
         return Page(url)
 
-    pipeline = Pipeline("p").with_stage("slow", any_(slow), timeout=0.5)
+    pipeline = Pipeline("p").with_stage("slow", slow, timeout=0.5)
     assert states(await results_of(pipeline, {"url": "x"})) == {"slow": FAILED}

@@ -207,8 +207,8 @@ def _proves(producer: StageSpec, consumer: StageSpec, name: str) -> bool:
         str(producer.typed) if producer.typed is not None else f"{producer.where}, output={spelled(producer.output)}"
     )
     raise DefinitionError(
-        f"{consumer.where} cannot take what stage {producer.name!r} gives:{lines}\n  given by  {gives}\n  "
-        f"taken by  {consumer.typed}"
+        f"{consumer.where} cannot take what stage {producer.name!r} gives; change either:{lines}"
+        f"\n  given by  {gives}\n  taken by  {consumer.typed}"
     )
 
 
@@ -246,7 +246,7 @@ def _check_inputs(spec: StageSpec, names: Sequence[str], settings: Settings) -> 
             if parameter.optional:
                 continue
             near = difflib.get_close_matches(name, [*fields, *names], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else f"; add it there, or say {name}: ... | None"
             raise DefinitionError(
                 f"{spec.where} takes {str(parameter)!r}, but no stage has that name, and neither has a field of "
                 f"{spelled(settings.inputs)}, the inputs= of the pipeline{hint}"
@@ -255,7 +255,8 @@ def _check_inputs(spec: StageSpec, names: Sequence[str], settings: Settings) -> 
         if found:
             lines = "".join(f"\n  {path}: {what}" for path, what in found)
             raise DefinitionError(
-                f"{spec.where} cannot take {name!r} from {spelled(settings.inputs)}:{lines}\n  taken by  {spec.typed}"
+                f"{spec.where} cannot take {name!r} from {spelled(settings.inputs)}; change either:{lines}"
+                f"\n  taken by  {spec.typed}"
             )
 
 

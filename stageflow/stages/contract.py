@@ -33,6 +33,7 @@ from typing import (
     is_typeddict,
 )
 
+import attrs
 import cattrs
 from cattrs.errors import (
     AttributeValidationNote,
@@ -158,7 +159,14 @@ def _fault(path: str, cause: BaseException) -> Fault:
     if isinstance(cause, _Mismatch):
         found = "nothing" if cause.value is _NOTHING else _shown(cause.value)
         return Fault(path=path, found=found, wanted=cause.wanted)
-    return Fault(path=path, found=in_words(cause), wanted="what its class accepts")  # a validator of the class raised
+    return Fault(path=path, found=_said(cause), wanted="what its class accepts")  # a validator of the class raised
+
+
+def _said(cause: BaseException) -> str:
+    """Gives in words what a validator raised; those of attrs raise more than that, which concerns nobody."""
+    if cause.args and isinstance(cause.args[0], str) and any(isinstance(arg, attrs.Attribute) for arg in cause.args):
+        return f"{type(cause).__name__}: {cause.args[0]}"
+    return in_words(cause)
 
 
 def _unusable(declared: Any) -> str:
@@ -394,34 +402,36 @@ _CONTAINERS: Final[Mapping[Any, tuple[tuple[type, ...], Any]]] = {
 
 
 def _container_hook(converter: cattrs.Converter, declared: Any) -> Hook:
-    """For lists, tuples, sets and mappings, of anything."""
-    origin, arguments = origin_of(declared), get_args(declared)
+    """For lists, tuples, sets and mappings, of anything.
+
+    cattrs keeps hooks by type, and `list[A | B]` is equal to `list[B | A]`, where it matters which comes first. So what
+    a hook is called with counts here, and not what it was made for.
+    """
+    origin = origin_of(declared)
     accepted, make = _CONTAINERS[origin]
-    if accepted == (Mapping,):
-        of_key, of_value = arguments or (Any, Any)
 
-        def of_mapping(value: Any, _: Any) -> Any:
-            if not _is_mapping(value):
-                _mismatch(value, declared)
-            mapping: Mapping[Any, Any] = value
-            keys = _each(converter, mapping, [of_key] * len(mapping), declared, list(mapping))
-            values = _each(converter, mapping.values(), [of_value] * len(mapping), declared, list(mapping))
-            return _whole(make(zip(keys, values, strict=True)), mapping, declared)
+    def of_mapping(value: Any, declared: Any) -> Any:
+        if not _is_mapping(value):
+            _mismatch(value, declared)
+        mapping: Mapping[Any, Any] = value
+        of_key, of_value = get_args(declared) or (Any, Any)
+        keys = _each(converter, mapping, [of_key] * len(mapping), declared, list(mapping))
+        values = _each(converter, mapping.values(), [of_value] * len(mapping), declared, list(mapping))
+        return _whole(make(zip(keys, values, strict=True)), mapping, declared)
 
-        return of_mapping
-    fixed = (origin is tuple and arguments and arguments[-1] is not ...) or declared == tuple[()]
-    element = arguments[0] if arguments and not fixed else Any
-
-    def of_elements(value: Any, _: Any) -> Any:
+    def of_elements(value: Any, declared: Any) -> Any:
         if not isinstance(value, accepted):
             _mismatch(value, declared)
-        elements = cast("Sequence[Any]", value)
-        if fixed and len(elements) != len(arguments):
-            _mismatch(value, declared)
-        wanted = arguments if fixed else [element] * len(elements)
+        elements, arguments = cast("Sequence[Any]", value), get_args(declared)
+        if origin is tuple and (declared == tuple[()] or (arguments and arguments[-1] is not ...)):
+            if len(elements) != len(arguments):
+                _mismatch(value, declared)
+            wanted: Sequence[Any] = arguments
+        else:
+            wanted = [arguments[0] if arguments else Any] * len(elements)
         return _whole(make(_each(converter, elements, wanted, declared, range(len(elements)))), elements, declared)
 
-    return of_elements
+    return of_mapping if accepted == (Mapping,) else of_elements
 
 
 def _whole(made: Any, of: Any, declared: Any) -> Any:
@@ -451,12 +461,12 @@ def _each(
     return found
 
 
-def _union_hook(converter: cattrs.Converter, declared: Any) -> Hook:
+def _union_hook(converter: cattrs.Converter, _: Any) -> Hook:
     """The first member that a value fits counts; for a single one besides `None`, the faults are those of that one."""
-    members = get_args(declared)
-    real = [member for member in members if member is not type(None)]
 
-    def hook(value: Any, _: Any) -> Any:
+    def hook(value: Any, declared: Any) -> Any:
+        members = get_args(declared)
+        real = [member for member in members if member is not type(None)]
         if value is None and len(real) < len(members):
             return None
         if len(real) == 1:
