@@ -4,6 +4,8 @@ Declare stages and what each comes after; run them, each the moment its inputs a
 ends the run, everything that had finished.
 """
 
+from typing import TYPE_CHECKING
+
 from stageflow.context import (
     Change,
     Context,
@@ -60,7 +62,20 @@ from stageflow.stages import (
 )
 from stageflow.trace import Trace
 
+if TYPE_CHECKING:
+    from stageflow.stages.structure import register_structure_hook
+
 PipelineCancelled = UnifiedPipelineCancelled
+
+
+def __getattr__(name: str) -> object:
+    # With this comes cattrs, which takes its time, and most programs do without.
+    if name == "register_structure_hook":
+        from stageflow.stages.structure import register_structure_hook  # noqa: PLC0415
+
+        return register_structure_hook
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "Artifact",
@@ -121,6 +136,7 @@ __all__ = [
     "UnknownStageError",
     "compatibility",
     "optional",
+    "register_structure_hook",
     "run_stage",
     "stage",
 ]

@@ -3,7 +3,7 @@
 ::
 
     StageflowError
-    ├── DefinitionError (ValueError)         what was declared cannot be right
+    ├── DefinitionError (ValueError)         what was declared cannot be right; .stage .option
     │   ├── CycleError                         .cycle
     │   ├── DuplicateStageError                .stage
     │   └── UnknownStageError                  .stage, .suggestions
@@ -78,7 +78,22 @@ def _rebuild(cls: type[StageflowError], args: tuple[Any, ...], state: dict[str, 
 
 
 class DefinitionError(StageflowError, ValueError):
-    """A pipeline, a stage or an option was declared in a way that cannot be right."""
+    """A pipeline, a stage or an option was declared in a way that cannot be right.
+
+    Attributes:
+        stage: The stage that was declared so; `None` if it is about a pipeline.
+        option: The option that cannot be right; `None` if it is about the whole.
+    """
+
+    stage: str | None = None
+    option: str | None = None
+
+    def __init__(self, message: str, *, stage: str | None = None, option: str | None = None) -> None:
+        if stage is not None:
+            self.stage = stage
+        if option is not None:
+            self.option = option
+        super().__init__(message)
 
 
 class DefinitionWarning(UserWarning):
@@ -107,8 +122,7 @@ class DuplicateStageError(DefinitionError):
     """
 
     def __init__(self, message: str, *, stage: str) -> None:
-        self.stage = stage
-        super().__init__(message)
+        super().__init__(message, stage=stage)
 
 
 class UnknownStageError(DefinitionError):
@@ -238,13 +252,16 @@ class MissingOutputError(StageflowError, KeyError):
         stage: The name that was asked for.
         state: How far that stage came, or `None` if there is no such stage.
         reason: Why its output is not there, in words.
+        suggestions: If there is no such stage, the nearest names there are, best first.
     """
 
-    def __init__(self, stage: str, *, state: StageState | None, reason: str) -> None:
+    def __init__(self, stage: str, *, state: StageState | None, reason: str, known: Iterable[str] = ()) -> None:
         self.stage = stage
         self.state = state
         self.reason = reason
-        super().__init__(f"there is no output of {stage!r}: {reason}")
+        self.suggestions: tuple[str, ...] = tuple(difflib.get_close_matches(stage, list(known), n=3, cutoff=0.6))
+        hint = f"; did you mean {' or '.join(map(repr, self.suggestions))}?" if self.suggestions else ""
+        super().__init__(f"there is no output of {stage!r}: {reason}{hint}")
 
     def __str__(self) -> str:
         # KeyError would show the repr of the message.

@@ -185,7 +185,8 @@ class Collector:
         """Gives the error that says why there is no output under a name."""
         number = self.shape.index.get(name)
         if number is None:
-            return MissingOutputError(name, state=None, reason="no stage of this run has that name")
+            reason = "no stage of this run has that name"
+            return MissingOutputError(name, state=None, reason=reason, known=self.shape.names)
         record = self.record(number)
         reason = _STANDS[record.state]
         if record.cause is not None:

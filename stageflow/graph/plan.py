@@ -208,7 +208,8 @@ def _proves(producer: StageSpec, consumer: StageSpec, name: str) -> bool:
     )
     raise DefinitionError(
         f"{consumer.where} cannot take what stage {producer.name!r} gives; change either:{lines}"
-        f"\n  given by  {gives}\n  taken by  {consumer.typed}"
+        f"\n  given by  {gives}\n  taken by  {consumer.typed}",
+        stage=consumer.name,
     )
 
 
@@ -249,14 +250,16 @@ def _check_inputs(spec: StageSpec, names: Sequence[str], settings: Settings) -> 
             hint = f"; did you mean {near[0]!r}?" if near else f"; add it there, or say {name}: ... | None"
             raise DefinitionError(
                 f"{spec.where} takes {str(parameter)!r}, but no stage has that name, and neither has a field of "
-                f"{spelled(settings.inputs)}, the inputs= of the pipeline{hint}"
+                f"{spelled(settings.inputs)}, the inputs= of the pipeline{hint}",
+                stage=spec.name,
             )
         found = list(differences(fields[name].declared, parameter.wanted, name))
         if found:
             lines = "".join(f"\n  {path}: {what}" for path, what in found)
             raise DefinitionError(
                 f"{spec.where} cannot take {name!r} from {spelled(settings.inputs)}; change either:{lines}"
-                f"\n  taken by  {spec.typed}"
+                f"\n  taken by  {spec.typed}",
+                stage=spec.name,
             )
 
 
@@ -314,7 +317,8 @@ def limit_on(spec: StageSpec, settings: Settings, given: float | Default | None 
             if not spec.stoppable:
                 raise DefinitionError(
                     f"{type(interceptor).__name__} sets a limit on {spec.where}, which runs in a thread that nothing "
-                    f"can stop; leave it out there, or declare it with abandon_on_cancel=True or processes=True"
+                    f"can stop; leave it out there, or declare it with abandon_on_cancel=True or processes=True",
+                    stage=spec.name,
                 )
             nearest, source = other, f"{type(interceptor).__name__} of the pipeline"
     return nearest, source
@@ -325,7 +329,9 @@ def _special(spec: StageSpec, settings: Settings) -> Special | None:
         if name not in settings.limits:
             near = difflib.get_close_matches(name, settings.limits, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"say Pipeline(limits={{{name!r}: 1}})"
-            raise DefinitionError(f"{spec.where} uses {name!r}, which is no limit of the pipeline; {hint}")
+            raise DefinitionError(
+                f"{spec.where} uses {name!r}, which is no limit of the pipeline; {hint}", stage=spec.name, option="uses"
+            )
     tried = any(
         (
             spec.retry is not None,

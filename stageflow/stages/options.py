@@ -141,6 +141,19 @@ def declare(
         DefinitionError: Something about it cannot be right.
     """
     title = check_name(name_of(runner) if name is None else name, "a stage")
+    try:
+        return _declare(title, runner, options, frame, unlimited=unlimited)
+    except DefinitionError as error:
+        if error.stage is None:
+            error.stage = title
+        if error.option is None:
+            error.option = next((option for option in options if str(error).startswith(f"{option}=")), None)
+        raise
+
+
+def _declare(
+    title: str, runner: Any, options: Mapping[str, Any], frame: FrameType | None, *, unlimited: bool
+) -> StageSpec:
     given = dict(options)
     if isinstance(runner, StageFunction):
         given = runner.options | given
@@ -150,7 +163,7 @@ def declare(
         if option not in StageOptions.__annotations__:
             near = difflib.get_close_matches(option, StageOptions.__annotations__, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(StageOptions.__annotations__)}"
-            raise DefinitionError(f"stage {title!r} has an unknown option {option!r}; {hint}")
+            raise DefinitionError(f"stage {title!r} has an unknown option {option!r}; {hint}", option=option)
     function = runner.function if isinstance(runner, StageFunction) else runner
     # What is decorated was read where that was written, and may name what is local there.
     typed = runner.typed if isinstance(runner, StageFunction) else _typed(function, title, frame)
@@ -161,9 +174,11 @@ def declare(
     if title == TRUNK_NAME:
         raise DefinitionError(f"{TRUNK_NAME!r} is what the outermost branch is called; give the stage another name")
     if join != Join.ALL and not edges and typed is None:
-        raise DefinitionError(f"stage {title!r} has a join, but comes after nothing; say after=")
+        raise DefinitionError(f"stage {title!r} has a join, but comes after nothing; say after=", option="join")
     if join.count > len(edges) and typed is None:
-        raise DefinitionError(f"stage {title!r} waits for {join.count} of {len(edges)} stages, which cannot happen")
+        raise DefinitionError(
+            f"stage {title!r} waits for {join.count} of {len(edges)} stages, which cannot happen", option="join"
+        )
     when: Condition | None = given.get("when")
     if when is not None:
         if not callable(when):

@@ -277,7 +277,6 @@ def test_nobody_is_shown_how_it_is_made(case: str) -> None:
     assert error.__context__ is None or error.__suppress_context__
 
 
-@pytest.mark.xfail(strict=True, reason="DefinitionError itself has no attributes: .stage and .option would be natural")
 def test_every_definition_error_of_a_stage_carries_the_name_of_the_stage() -> None:
     for mistake in MISTAKES.values():
         error = raised_by(mistake.make)
@@ -285,7 +284,6 @@ def test_every_definition_error_of_a_stage_carries_the_name_of_the_stage() -> No
             assert hasattr(error, "stage"), error
 
 
-@pytest.mark.xfail(strict=True, reason="engine: MissingOutputError does not look for the nearest name, as others do")
 def test_an_output_that_is_not_there_has_a_nearest_name() -> None:
     pipeline = Pipeline("p").with_stage("fetch", gives()).with_stage("peeks", peeks, after="fetch")
     error = raised_by(lambda: run(pipeline))
