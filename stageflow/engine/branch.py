@@ -7,8 +7,9 @@ The `Walker` is its task and opens its nursery, whose scope *is* the branch's ca
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
+import attrs
 import trio
 from trio.lowlevel import checkpoint_if_cancelled
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from stageflow.engine.strand import Walker
     from stageflow.graph import Branch, Graph
 
-__all__ = ["CALLER", "BranchRun"]
+__all__ = ["CALLER", "BranchRun", "is_cancelled"]
 
 CALLER = Cause(CauseKind.CALLER, None, "a cancel scope around the run was cancelled")
 
@@ -58,6 +59,8 @@ class BranchRun:
         closed: Whether everything in it has settled.
         successor: The branch with which its task goes on.
         early_children: Branches that were to start in it before it had begun itself: its own strand was skipped.
+        unknown: What stands for what cancelled the branch, as long as that is not known.
+        unexplained: The same of branches in it, and of those in them, which will be explained with this one.
         unheard: What endings mean for the run, unless it turns out that the caller had cancelled it before.
     """
 
@@ -72,6 +75,8 @@ class BranchRun:
     successor: BranchRun | None = None
     early_children: tuple[BranchRun, ...] = ()
     unheard: tuple[Callable[[], None], ...] = ()
+    unknown: Cause | None = None
+    unexplained: tuple[Any, ...] = ()
 
     def __init__(self, execution: Execution, parent: BranchRun | None, plan: Branch, at: int) -> None:
         self.execution = execution
@@ -103,6 +108,30 @@ class BranchRun:
                     return branch.cause
         return execution.ending
 
+    def blame(self) -> Cause:
+        """Why the branch is being cancelled; if that is not known yet, something that will say so when it is.
+
+        Until then, and for good if nothing else is found out, it says that it was a scope around the run.
+        """
+        why = self.why()
+        if why is not None:
+            return why
+        if self.unknown is None:
+            self.unknown = Cause(CALLER.kind, CALLER.stage, CALLER.reason)
+        return self.unknown
+
+    def explain(self, cause: Cause) -> None:
+        """Says what it was that cancelled the branch, to all who had to put down that they did not know."""
+        todo: list[Any] = [self.unknown, self.unexplained]
+        for unknown in todo:  # grows on the way
+            if isinstance(unknown, tuple):
+                todo += unknown
+            elif unknown is not None:
+                # It is the same cause in all that it brought about, wherever that is, and so it is told there.
+                for field in attrs.fields(Cause):
+                    object.__setattr__(unknown, field.name, getattr(cause, field.name))
+        self.unknown, self.unexplained = None, ()
+
     def lineage(self) -> Iterator[BranchRun]:
         """This branch, the one that holds it, and so on, up to the trunk."""
         branch: BranchRun | None = self
@@ -133,10 +162,9 @@ class BranchRun:
             execution.dies_of(raised, walker.lender or walker.current)
         from_outside = False
         if self.why() is None:
-            from_outside = await _is_cancelled()
+            from_outside = await is_cancelled()
             if not from_outside and self.has_expired:
                 execution.reach_deadline(self)
-                execution.relabel(CALLER, self.why() or CALLER)
             was_cut = self.interrupted or self.unheard or walker.at < len(self.strand)
             if self.why() is None and not from_outside and was_cut and failure is None and execution.drained is None:
                 if walker.lender is not None:
@@ -154,8 +182,8 @@ class BranchRun:
                 act()
         if failure is not None:
             self._nursery_failed(failure, late=from_outside)
-        if self.interrupted and not from_outside:
-            execution.relabel(CALLER, self.why() or CALLER)
+        if not from_outside:
+            self.explain(self.why() or CALLER)
             self.interrupted = False
 
     def _nursery_failed(self, error: Exception, *, late: bool) -> None:
@@ -196,6 +224,8 @@ class BranchRun:
         assert walker is not None
         if walker.at < len(plan.strand) or plan.children or walker.untold:
             self._settle_the_rest(walker)
+        if self.interrupted and self.parent is not None:
+            self.parent.unexplained += ((self.unknown, self.unexplained),)
         # Nothing below looks up to it any more. Letting go of it here keeps a long run from holding the nurseries and
         # scopes of all the branches that have ended.
         self.nursery = self.walker = None
@@ -208,9 +238,10 @@ class BranchRun:
         if record is not None:
             if not record.state.settled:
                 state = StageState.CANCELLED if record.error is None else StageState.FAILED
+                cause = self.why()
                 if record.started is None:  # it was still waiting for its turn
-                    state = StageState.SKIPPED
-                execution.collector.settle(record, state, self.why() or CALLER, now)
+                    state, cause = StageState.SKIPPED, cause or execution.drained
+                execution.collector.settle(record, state, cause or self.blame(), now)
             settled.append(strand[walker.at])
             walker.current = None
             walker.at += 1
@@ -219,7 +250,7 @@ class BranchRun:
             if slots[execution.shape.branches[child].strand[0]] is None:
                 left += execution.scheduler.unsettled_in(child)
         if left:
-            execution.scheduler.skip(left, self.why() or execution.drained or CALLER)
+            execution.scheduler.skip(left, self.why() or execution.drained or self.blame())
         for number in settled + left:  # only now, when nothing in here can be started by it any more
             settled_record = slots[number]
             assert settled_record is not None
@@ -320,7 +351,7 @@ class BranchRun:
             return None
 
 
-async def _is_cancelled() -> bool:
+async def is_cancelled() -> bool:
     """Whether the next checkpoint will be cancelled."""
     try:
         await checkpoint_if_cancelled()

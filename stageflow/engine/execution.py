@@ -12,7 +12,7 @@ from trio.lowlevel import Abort, checkpoint_if_cancelled, wait_task_rescheduled
 
 from stageflow.context.host import RunState
 from stageflow.context.ids import new_run_id
-from stageflow.engine.branch import CALLER, BranchRun
+from stageflow.engine.branch import BranchRun, is_cancelled
 from stageflow.engine.collector import Collector
 from stageflow.engine.paths import item_of
 from stageflow.engine.results import PipelineResults
@@ -58,6 +58,7 @@ class Execution:
         limits: Of what the stages take tokens, by name.
         turns: What each stage takes a token of, if the run bounds how many may run.
         has_deadlines: Whether the run, or any branch, has a deadline.
+        waiting: The scopes of stages that wait for their turn and have not been entered yet.
         maps: The maps that are running, by their stages.
         items_cut: Items of maps that were cancelled from outside, and why.
         children: By stage, its last attempt with runs within it, and how many these are.
@@ -66,6 +67,7 @@ class Execution:
     """
 
     __slots__ = (
+        "_noted",
         "_to_drain",
         "_to_end",
         "armed",
@@ -93,6 +95,7 @@ class Execution:
         "trunk",
         "turns",
         "verdict",
+        "waiting",
     )
 
     def __init__(self, graph: Graph, context: PipelineContext, around: Around | None = None) -> None:
@@ -153,6 +156,8 @@ class Execution:
         self.some_branch_ended: bool = False
         self._to_end: Cause | None = None  # what `ending` will be at the end of this tick
         self._to_drain: Cause | None = None  # what `drained` will be
+        self._noted: int | None = None  # the stage whose ending that was, until the end of the tick
+        self.waiting: set[trio.CancelScope] = set()
         self.scheduler: Scheduler = Scheduler(self)
 
     def _overridden(self, timeouts: Mapping[str, float | None]) -> list[float]:
@@ -189,6 +194,8 @@ class Execution:
         """
         try:
             await Walker(self.trunk).run()
+            if isinstance(self.verdict, Cause) and self.verdict.kind is CauseKind.CANCEL and await is_cancelled():
+                self.verdict, self.ending, self.trunk.interrupted = None, None, True  # and that is what the caller sees
         finally:
             self.collector.ended = trio.current_time()
             self.collector.status = self._status()
@@ -213,13 +220,6 @@ class Execution:
         complete = len(self.collector.outputs) == len(self.collector.slots) and not self.collector.failures
         return RunStatus.SUCCEEDED if complete and not self.in_part else RunStatus.PARTIAL
 
-    def relabel(self, wrong: Cause, cause: Cause) -> None:
-        """Corrects the cause of what was cut short, and of what that led to, where a branch could not tell it yet."""
-        for record in filter(None, self.collector.slots):
-            for cut in (record, *record.details.items.values()):
-                if cut.cause is wrong:
-                    cut.cause = cause
-
     # Ending
 
     async def at_end_of_tick(self, action: Callable[[], None]) -> None:
@@ -243,19 +243,30 @@ class Execution:
             await wait_task_rescheduled(wake)
 
     def note(self, record: StageRecord, cause: Cause, policy: OnFailure) -> None:
-        """Notes that the ending of a stage means something for the run. Of several in one tick the first counts."""
-        if self.verdict is None and policy is not OnFailure.TOLERATE:
-            self.verdict = record
+        """Notes that the ending of a stage means something for the run.
+
+        The first counts; of several in one tick, in which nobody was first but by chance, that of the first stage.
+        """
+        if policy is OnFailure.TOLERATE:
+            return
+        number = self.shape.index[record.name]
+        if self.verdict is not None and (self._noted is None or number >= self._noted):
+            return
+        self.verdict = record
         if policy is OnFailure.FAIL_FAST:
-            self._to_end = self._to_end or cause
+            self._to_end, self._noted = cause, number
         elif policy is OnFailure.DRAIN:
-            self._to_drain = self._to_drain or cause
+            self._to_drain, self._noted = cause, number
 
     def act(self) -> None:
         """Does to the run what was noted."""
+        self._noted = None
         if self._to_end is not None:
             self.end(self._to_end)
         self.drained = self._to_drain
+        if self.drained is not None:
+            for waiting in tuple(self.waiting):  # for their turn: they will have none
+                waiting.cancel(reason=str(self.drained))
 
     def end(self, cause: Cause) -> None:
         """Cancels everything, unless that is happening already."""
@@ -325,6 +336,9 @@ class Execution:
 
     def reach_deadline(self, branch: BranchRun) -> None:
         """Notes that a branch was ended by its deadline. If that was the run's, the run raises."""
+        walker = branch.walker
+        if len(self.collector.outputs) == len(self.collector.slots) and (walker is None or walker.lender is None):
+            return  # there was nothing left to be cut short
         reason = self.reached(branch)
         if reason.startswith("the branch"):
             branch.cause = Cause(CauseKind.DEADLINE, None, reason)
@@ -339,7 +353,8 @@ class Execution:
 
 def _is_cut(record: StageRecord) -> bool:
     """Whether a stage was cut short, by what is not known yet."""
-    return record.cause is CALLER or record.state is StageState.RUNNING
+    unknown = record.cause is not None and record.cause.kind is CauseKind.CALLER
+    return unknown or record.state is StageState.RUNNING
 
 
 def _deadline_around() -> float:

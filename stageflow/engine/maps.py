@@ -18,7 +18,6 @@ import trio
 
 from stageflow.context import PipelineContext, StageContext
 from stageflow.context.stage_context import host_of
-from stageflow.engine.branch import CALLER
 from stageflow.engine.execution import Execution
 from stageflow.engine.nested import MAX_DEPTH, around_of
 from stageflow.engine.run import outcome_of
@@ -306,7 +305,7 @@ class MapRun:
         walker = self._host.walker
         if why is None and walker is not None and walker.too_late:
             return Cause(CauseKind.TIMEOUT, self._name, walker.limit_in_words())
-        return why or CALLER
+        return why or self._host.blame()
 
     def _stop(self, cause: Cause | None) -> None:
         """Cancels the items in flight, and starts no other."""

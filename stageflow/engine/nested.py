@@ -91,6 +91,8 @@ async def run_child(host: BranchRun, name: str, graph: Graph, context: PipelineC
     attempt, made = host.execution.children.get(name, (0, 0))
     place = made if attempt == record.attempts else 0
     host.execution.children[name] = record.attempts, place + 1
+    if place == 0:
+        host.execution.in_part.discard(name)
     child = Execution(graph, context, attrs.evolve(around, key=f"{around.key}/{name}/{place}"))
     record.more.children = (*record.details.children, child.results)
     await child.execute()

@@ -215,7 +215,7 @@ def _elapsed(record: StageRecord) -> float:
 def _deadline_reached(execution: Execution, cause: Cause, finished: str) -> StageTimeoutError:
     """The error of a run that has reached its deadline; of the stages that were running, it names the first."""
     collector, graph = execution.collector, execution.graph
-    caught = [record for record in collector.slots if record is not None and record.cause is cause and record.attempts]
+    caught = [record for record in collector.slots if record is not None and record.cause == cause and record.attempts]
     first = min(caught, key=lambda record: record.started or 0.0, default=None)
     error = StageTimeoutError(
         f"pipeline {graph.name!r}: {cause.reason}; {finished}",

@@ -39,7 +39,7 @@ from stageflow.context import StageContext
 from stageflow.engine.body import Suspended, as_failure
 from stageflow.engine.cleanup import run_exits
 from stageflow.engine.ending import conclude
-from stageflow.engine.tries import Tries
+from stageflow.engine.tries import NotStarted, Tries
 from stageflow.errors import in_words
 from stageflow.journal import Cause, CauseKind, StageRecord, StageState
 from stageflow.output import StageOutput, StageStatus
@@ -229,6 +229,8 @@ class Walker:
                         await self.run_exits()
                     output = as_output(returned, record.name)
                 # What is to be called at the end of an attempt is called in a shielded scope.
+                except NotStarted:
+                    return None  # and is skipped with what is left
                 except BaseException as raised:  # noqa: ASYNC103  # it is raised again, unless there is a failure
                     failure = await self.failure_after(raised)  # noqa: ASYNC102, ASYNC120
                     if failure is None:
@@ -290,7 +292,9 @@ class Walker:
         self.exits = tuple(rest)
         return last
 
-    async def _is_met(self, condition: Condition, context: StageContext, record: StageRecord) -> bool:
+    async def _is_met(  # noqa: ASYNC910
+        self, condition: Condition, context: StageContext, record: StageRecord
+    ) -> bool:
         """Asks a condition; the stage counts as entered only if it says yes, and has not cancelled the run itself."""
         started, record.started, record.attempts = record.started, None, 0
         met = condition(context)
@@ -298,7 +302,8 @@ class Walker:
             if inspect.iscoroutine(met):
                 met.close()
             raise TypeError(f"when= of stage {record.name!r} gave an awaitable; it takes a plain function")
-        await checkpoint_if_cancelled()
+        if self.limit > 0:  # a limit of no time is for the first checkpoint of the stage, and this is none of its
+            await checkpoint_if_cancelled()
         if met:
             record.started, record.attempts = started, 1
         return bool(met)

@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, final
 
 import attrs
 import trio
-from trio.lowlevel import checkpoint
+from trio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from stageflow.context import StageContext
 from stageflow.engine.body import is_cancellation
-from stageflow.engine.branch import CALLER
 from stageflow.engine.ending import kind_of
 from stageflow.engine.paths import path_from
 from stageflow.errors import DefinitionError, StagnationError, in_words
 from stageflow.graph import Special
 from stageflow.journal import Attempt, Cause, CauseKind, StageState
 from stageflow.output import StageOutput, StageStatus
+from stageflow.stages import OnFailure
 from stageflow.stages.limit import instead_of
 from stageflow.stages.returned import as_output
 
@@ -37,10 +37,14 @@ if TYPE_CHECKING:
     from stageflow.journal import StageRecord
     from stageflow.stages import Limit
 
-__all__ = ["Tries"]
+__all__ = ["NotStarted", "Tries"]
 
 _ORDINARY = Special()
 _TOO_LONG = "ran longer than its total limit of"
+
+
+class NotStarted(Exception):
+    """A stage that waited for its turn is not started any more."""
 
 
 @final
@@ -212,8 +216,17 @@ class Tries:
 
     def _out_of_time(self, what: str, limit: float, source: str) -> StageOutput:
         self.record.more.limit, self.record.details.source = limit, source
+        record = self.record
         reason = f"{what} {limit:g} s"
-        return StageOutput(StageStatus.FAIL, reason=reason, error=TimeoutError(reason))
+        error = TimeoutError(reason)
+        if what is _TOO_LONG:
+            if record.details.earlier:
+                error.__cause__ = record.details.earlier[-1].error
+                reason += f"; its attempt before: {record.details.earlier[-1].reason}"
+            if record.details.waited:
+                uses = ", ".join(map(repr, self._special.uses)) or "its turn"
+                reason += f"; it had waited {record.details.waited:g} s for {uses}"
+        return StageOutput(StageStatus.FAIL, reason=reason, error=error)
 
     async def _take_limits(self) -> None:  # noqa: ASYNC910
         """Takes a token of everything that the stage uses, and waits where there is none.
@@ -236,8 +249,11 @@ class Tries:
                         before = trio.current_time()
                         if record.details.began is None:
                             record.attempts, record.started = 0, None  # it has not been entered yet
-                    await limit.take(self._special.priority)
+                    await self._wait_for(limit)
                 self.held += (limit,)
+            if before is not None:
+                await checkpoint_if_cancelled()  # its turn may have come in the very tick in which it was cancelled
+                self._look_whether_to_start()
         except BaseException:
             self._give_back()
             raise
@@ -247,6 +263,23 @@ class Tries:
         if before is not None and record.details.began is None:
             started = trio.current_time()
         record.attempts, record.started = attempts, started
+
+    async def _wait_for(self, limit: Limit) -> None:  # noqa: ASYNC910  # take() has one
+        """Waits for a token. If the run starts nothing any more, a stage that was not entered yet waits no longer."""
+        waiting = self._walker.execution.waiting
+        with trio.CancelScope() as scope:
+            if self.record.started is None:
+                waiting.add(scope)
+            try:
+                await limit.take(self._special.priority)
+            finally:
+                waiting.discard(scope)
+        if scope.cancelled_caught:
+            raise NotStarted
+
+    def _look_whether_to_start(self) -> None:
+        if self.record.started is None and self._walker.execution.drained is not None:
+            raise NotStarted
 
     def _give_back(self) -> None:
         """Gives back the tokens; what was lent to a run that still goes, that run gives back."""
@@ -270,6 +303,7 @@ class Tries:
             return StageOutput.fail(error)  # noqa: ASYNC910
         before = execution.collector.outputs[verdict.of]
         for place, number in enumerate(path):
+            await checkpoint_if_cancelled()  # no body is entered any more then, and what had succeeded stays so
             output = await self._again(number, verdict.reason if place == 0 else None)
             if output is not None and output.status in (StageStatus.CANCEL, StageStatus.CANCEL_BRANCH):
                 # What it says of the run or of its branch is said.
@@ -279,6 +313,8 @@ class Tries:
                 name = execution.shape.names[number]
                 if output is not None and output.status is StageStatus.SKIP:
                     return StageOutput.skip(f"{name!r}, sent back by {guard.name!r}, was skipped: {output.reason}")
+                if output is not None and output.status is StageStatus.FAIL:
+                    await self._tell(number)
                 why = None if output is None else output.error
                 why = why or RuntimeError(f"{name!r} gave no output when it was sent back")
                 reason = f"{name!r}, sent back by {guard.name!r}: {in_words(why)}"
@@ -286,6 +322,16 @@ class Tries:
             if place == 0 and output.data == before.data:
                 return StageOutput.fail(StagnationError(stage=verdict.of, guard=guard.name))
         return None  # noqa: ASYNC910
+
+    async def _tell(self, number: int) -> None:  # noqa: ASYNC910  # at_end_of_tick is one
+        """Does what it means for the run that a stage has failed which was sent back."""
+        execution = self._walker.execution
+        record, policy = execution.collector.slots[number], execution.plan.on_failure[number]
+        assert record is not None
+        assert record.cause is not None
+        execution.note(record, record.cause, policy)
+        if policy in (OnFailure.FAIL_FAST, OnFailure.DRAIN):
+            await execution.at_end_of_tick(execution.act)
 
     async def _again(self, number: int, feedback: str | None) -> StageOutput | None:  # noqa: ASYNC910
         """Runs a stage again that had succeeded, and writes how it ends this time."""
@@ -318,7 +364,7 @@ class Tries:
             if cause is None and self.total is not None and self.total.cancel_called:
                 cause = Cause(CauseKind.TIMEOUT, self.record.name, f"{_TOO_LONG} {self._special.total_timeout:g} s")
             state = StageState.CANCELLED if record.error is None else StageState.FAILED
-            collector.settle(record, state, cause or CALLER, now)
+            collector.settle(record, state, cause or self._walker.branch.blame(), now)
         elif output.status is StageStatus.OK:
             collector.succeed(record, output, now)
         elif output.status is StageStatus.FAIL:

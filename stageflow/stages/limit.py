@@ -33,8 +33,10 @@ _numbers = itertools.count()
 
 def instead_of(limit: Limit, lent: Mapping[Limit, Limit]) -> Limit:
     """Gives what a run takes a token of: what was lent to it instead of a limit, as long as the loan lasts."""
-    loan = lent.get(limit)
-    return limit if loan is None or loan.lender is not None else loan
+    loan = lent.get(limit, limit)
+    while loan.lender is not None:
+        loan = loan.lender
+    return loan
 
 
 @attrs.define(order=True)
@@ -64,7 +66,7 @@ class Limit:
         DefinitionError: `tokens` is no whole number of at least 1, or `ageing` is not positive.
     """
 
-    __slots__ = ("_ageing", "_free", "_turns", "_waiting", "lender", "number", "tokens")
+    __slots__ = ("_ageing", "_free", "_gone", "_turns", "_waiting", "lender", "number", "tokens")
 
     def __init__(self, tokens: int, *, ageing: float = 1.0) -> None:
         self.tokens: int = check_count(tokens, "Limit()")
@@ -73,6 +75,7 @@ class Limit:
         self._ageing = float(ageing)
         self._free = tokens
         self._waiting: list[_Waiter] = []
+        self._gone = 0  # how many of them have given up
         self._turns = itertools.count()
         self.number: int = next(_numbers)  # the order in which stages take what they use
         self.lender: Limit | None = None  # of a loan, whose token goes back there, once its stage has ended
@@ -80,7 +83,7 @@ class Limit:
     @property
     def waiting(self) -> int:
         """How many are waiting."""
-        return sum(waiter.task is not None for waiter in self._waiting)
+        return len(self._waiting) - self._gone
 
     def take_nowait(self) -> bool:
         """Takes a token if there is one, and tells whether there was."""
@@ -108,6 +111,11 @@ class Limit:
 
         def give_up(_: object) -> Abort:
             waiter.task = None
+            self._gone += 1
+            if self._gone > len(self._waiting) // 2:  # so that those who gave up are never more than those who wait
+                self._waiting = [other for other in self._waiting if other.task is not None]
+                heapq.heapify(self._waiting)
+                self._gone = 0
             return Abort.SUCCEEDED
 
         await wait_task_rescheduled(give_up)
@@ -119,6 +127,7 @@ class Limit:
             if task is not None:
                 reschedule(task)
                 return
+            self._gone -= 1
         if self.lender is None:
             self._free += 1
         else:
