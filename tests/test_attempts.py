@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -726,9 +727,12 @@ async def test_a_guard_without_a_retry_cannot_send_back() -> None:
 async def test_a_draft_that_fails_when_sent_back_fails_its_guard_with_it(
     autojump_clock: MockClock, bad: object
 ) -> None:
-    with pytest.raises(StageExecutionError, match=r"'draft', sent back by 'guard'.*no ink") as caught:
+    with pytest.raises(StageExecutionError, match=r"stage 'draft' .*no ink") as caught:
         await guarded(writer("bad", bad, "good"), critic("good")).run()
     results = caught.value.results
+    cause = results.records["guard"].cause
+    assert cause is not None
+    assert re.search(r"'draft', sent back by 'guard'.*no ink", cause.reason)
     assert states(results) == {"draft": FAILED, "guard": FAILED, "publish": SKIPPED}
     assert "draft" not in results
     assert [record.name for record in caught.value.failures] == ["draft", "guard"]

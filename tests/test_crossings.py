@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+import math
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-import trio._core._run
 import trio.testing
 
 from stageflow import (
@@ -15,6 +16,7 @@ from stageflow import (
     OnFailure,
     Pipeline,
     Retry,
+    Run,
     RunStatus,
     StageContext,
     StageExecutionError,
@@ -39,6 +41,9 @@ from tests.stages import (
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
+
+
+SHUFFLE: Any = importlib.import_module("trio._core._run")._r  # by which Trio shuffles what is ready in one tick
 
 
 async def fails_at_one(ctx: StageContext) -> None:
@@ -125,7 +130,7 @@ async def test_no_stage_is_sent_back_into_a_run_that_was_cancelled(autojump_cloc
 async def test_each_of_two_branches_that_expire_at_once_has_a_cause_of_its_own(
     autojump_clock: MockClock, seed: int
 ) -> None:
-    trio._core._run._r.seed(seed)
+    SHUFFLE.seed(seed)
     pipeline = (
         Pipeline("p")
         .with_stage("s", gives())
@@ -204,18 +209,20 @@ async def test_a_cancel_that_comes_after_the_callers_does_not_outrank_it(autojum
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
                 await trio.sleep(1)
 
+    run: Run | None = None
     with trio.move_on_after(1) as scope:
         async with Pipeline("p").with_stage("a", tidies).build().open() as run:
 
-            async def late() -> None:
+            async def late(run: Run) -> None:
                 with trio.CancelScope(shield=True):
                     await trio.sleep(1.5)
                 run.cancel("late")
 
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(late)
+                nursery.start_soon(late, run)
                 await trio.sleep_forever()
     assert scope.cancelled_caught
+    assert run is not None
     assert run.results.status is RunStatus.INTERRUPTED
 
 
@@ -223,7 +230,7 @@ async def test_a_cancel_that_comes_after_the_callers_does_not_outrank_it(autojum
 async def test_of_two_failures_of_one_instant_that_of_the_first_stage_is_raised(
     autojump_clock: MockClock, seed: int
 ) -> None:
-    trio._core._run._r.seed(seed)
+    SHUFFLE.seed(seed)
     pipeline = Pipeline("p").with_stage("a", fails_at_one).with_stage("b", fails_at_one).with_stage("c", sleeps(9))
     with pytest.raises(StageExecutionError) as caught:
         await pipeline.run()
@@ -295,3 +302,21 @@ async def test_a_limit_forgets_those_who_gave_up(autojump_clock: MockClock) -> N
     limit.give_back()
     assert limit.take_nowait()
     assert (await end(Pipeline("p").with_stage("a", gives()))).error is None
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_of_those_that_are_ready_at_once_the_first_by_priority_goes_first(
+    autojump_clock: MockClock, seed: int
+) -> None:
+    SHUFFLE.seed(seed)
+    order: list[str] = []
+
+    async def works(ctx: StageContext) -> None:
+        order.append(ctx.stage)
+        await trio.sleep(1)
+
+    pipeline = Pipeline("p", limits={"gpu": Limit(1, ageing=math.inf)})
+    for name, priority in {"low": 0, "lowest": -1, "high": 3, "same": 3}.items():
+        pipeline = pipeline.with_stage(name, works, uses="gpu", priority=priority)
+    await pipeline.run()
+    assert order == ["high", "same", "low", "lowest"]

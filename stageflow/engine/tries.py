@@ -241,28 +241,23 @@ class Tries:
         if not wanted:
             return  # noqa: ASYNC910
         record = self.record
-        attempts, started, before = record.attempts, record.started, None
+        attempts, started, before = record.attempts, record.started, trio.current_time()
+        if record.details.began is None:
+            record.attempts, record.started = 0, None  # it has not been entered yet
         try:
             for limit in wanted:
-                if not limit.take_nowait():
-                    if before is None:
-                        before = trio.current_time()
-                        if record.details.began is None:
-                            record.attempts, record.started = 0, None  # it has not been entered yet
-                    await self._wait_for(limit)
+                await self._wait_for(limit)
                 self.held += (limit,)
-            if before is not None:
-                await checkpoint_if_cancelled()  # its turn may have come in the very tick in which it was cancelled
-                self._look_whether_to_start()
+            await checkpoint_if_cancelled()  # its turn may have come in the very tick in which it was cancelled
+            self._look_whether_to_start()
         except BaseException:
             self._give_back()
             raise
         finally:
-            if before is not None:
-                record.more.waited += trio.current_time() - before
-        if before is not None and record.details.began is None:
-            started = trio.current_time()
-        record.attempts, record.started = attempts, started
+            now = trio.current_time()
+            if now > before:
+                record.more.waited += now - before
+        record.attempts, record.started = attempts, now if record.details.began is None else started
 
     async def _wait_for(self, limit: Limit) -> None:  # noqa: ASYNC910  # take() has one
         """Waits for a token. If the run starts nothing any more, a stage that was not entered yet waits no longer."""
@@ -271,7 +266,7 @@ class Tries:
             if self.record.started is None:
                 waiting.add(scope)
             try:
-                await limit.take(self._special.priority)
+                await limit.take(self._special.priority, self._number)
             finally:
                 waiting.discard(scope)
         if scope.cancelled_caught:

@@ -12,7 +12,6 @@ import trio
 from trio.lowlevel import (
     Abort,
     Task,
-    cancel_shielded_checkpoint,
     checkpoint_if_cancelled,
     current_task,
     reschedule,
@@ -42,8 +41,11 @@ def instead_of(limit: Limit, lent: Mapping[Limit, Limit]) -> Limit:
 @attrs.define(order=True)
 class _Waiter:
     rank: float  # the least one is next
-    turn: int  # among equals, who came first
+    place: int  # among equals, whose is less
+    turn: int  # and then who came first
     task: Task | None = attrs.field(order=False)  # None once it has given up
+    parked: bool = attrs.field(default=False, order=False)
+    served: bool = attrs.field(default=False, order=False)
 
 
 @final
@@ -66,7 +68,7 @@ class Limit:
         DefinitionError: `tokens` is no whole number of at least 1, or `ageing` is not positive.
     """
 
-    __slots__ = ("_ageing", "_free", "_gone", "_turns", "_waiting", "lender", "number", "tokens")
+    __slots__ = ("_ageing", "_free", "_gone", "_sharing", "_turns", "_waiting", "lender", "number", "tokens")
 
     def __init__(self, tokens: int, *, ageing: float = 1.0) -> None:
         self.tokens: int = check_count(tokens, "Limit()")
@@ -76,6 +78,7 @@ class Limit:
         self._free = tokens
         self._waiting: list[_Waiter] = []
         self._gone = 0  # how many of them have given up
+        self._sharing = False  # whether what is free will be handed out at the end of this tick
         self._turns = itertools.count()
         self.number: int = next(_numbers)  # the order in which stages take what they use
         self.lender: Limit | None = None  # of a loan, whose token goes back there, once its stage has ended
@@ -92,46 +95,75 @@ class Limit:
         self._free -= 1
         return True
 
-    async def take(self, priority: int = 0) -> None:
+    async def take(self, priority: int = 0, place: int = 0) -> None:
         """Takes a token, and waits for one if there is none.
+
+        If there is one, it is handed out at the end of the scheduler tick, to whoever is first of those who came in it;
+        so it does not depend on the order in which Trio happens to run them.
 
         Args:
             priority: Who goes first among those that wait: the greater.
+            place: Who goes first among those of one priority that have waited equally long: the lesser.
 
         Raises:
             trio.Cancelled: Nothing was taken then.
         """
         await checkpoint_if_cancelled()
-        if self.take_nowait():
-            await cancel_shielded_checkpoint()
-            return
         aged = 0.0 if self._ageing == math.inf else trio.current_time() / self._ageing
-        waiter = _Waiter(aged - priority, next(self._turns), current_task())
+        waiter = _Waiter(aged - priority, place, next(self._turns), current_task())
         heapq.heappush(self._waiting, waiter)
+        if self._free and not self._sharing:
+            await self._share()
+        if not waiter.served:
+            waiter.parked = True
+            await wait_task_rescheduled(lambda _: self._give_up(waiter))
 
-        def give_up(_: object) -> Abort:
-            waiter.task = None
-            self._gone += 1
-            if self._gone > len(self._waiting) // 2:  # so that those who gave up are never more than those who wait
-                self._waiting = [other for other in self._waiting if other.task is not None]
-                heapq.heapify(self._waiting)
-                self._gone = 0
+    async def _share(self) -> None:
+        """Hands out the free tokens, as soon as all tasks that are ready now have had their turn.
+
+        Trio looks at deadlines between two batches of ready tasks, and calls this function then. Shielded, for no time.
+        """
+
+        def hand_out(_: object) -> Abort:
+            if self._sharing:
+                self._sharing = False
+                while self._free and self._serve():
+                    self._free -= 1
             return Abort.SUCCEEDED
 
-        await wait_task_rescheduled(give_up)
+        self._sharing = True
+        with trio.CancelScope(shield=True) as scope:
+            scope.deadline = trio.current_time()
+            await wait_task_rescheduled(hand_out)
+
+    def _serve(self) -> bool:
+        """Gives a token to whoever is next, and tells whether there is anybody."""
+        while self._waiting:
+            waiter = heapq.heappop(self._waiting)
+            if waiter.task is not None:
+                waiter.served = True
+                if waiter.parked:
+                    reschedule(waiter.task)
+                return True
+            self._gone -= 1
+        return False
+
+    def _give_up(self, waiter: _Waiter) -> Abort:
+        waiter.task = None
+        self._gone += 1
+        if self._gone > len(self._waiting) // 2:  # so that those who gave up are never more than those who wait
+            self._waiting = [other for other in self._waiting if other.task is not None]
+            heapq.heapify(self._waiting)
+            self._gone = 0
+        return Abort.SUCCEEDED
 
     def give_back(self) -> None:
         """Gives a token back, and with it the turn to whoever is next."""
-        while self._waiting:
-            task = heapq.heappop(self._waiting).task
-            if task is not None:
-                reschedule(task)
-                return
-            self._gone -= 1
-        if self.lender is None:
-            self._free += 1
-        else:
-            self.lender.give_back()
+        if self._sharing or not self._serve():
+            if self.lender is None:
+                self._free += 1
+            else:
+                self.lender.give_back()
 
     def loan(self) -> Limit:
         """A limit of one token, in the place of one of these that somebody holds, and lends."""

@@ -234,7 +234,7 @@ def _more(record: StageRecord) -> list[str]:
     parts: list[str] = []
     if details.earlier:
         parts.append(f"attempt {record.attempts}, the one before: {one_line(details.earlier[-1].reason or '')}")
-    if details.waited:
+    if details.waited >= 0.001:
         parts.append(f"waited {duration(details.waited)} for its turn")
     if details.items:
         parts.append(f"without output: {listed([item.name for item in details.items.values()], 4)}")
