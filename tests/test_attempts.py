@@ -942,7 +942,7 @@ async def test_a_draft_gets_its_cleanup_at_each_of_its_attempts(autojump_clock: 
 
 
 async def test_what_is_between_a_guard_and_a_draft_runs_again_whatever_branch_it_is_in() -> None:
-    styled = []
+    styled: list[str] = []
 
     async def style(ctx: StageContext) -> dict[str, object]:
         styled.append(ctx.inputs["draft"]["text"])

@@ -147,7 +147,11 @@ async def test_within_a_stage_the_correlation_is_the_runs_id_if_nothing_was_said
     async def makes(ctx: StageContext) -> None:
         assert ctx.fork().correlation_id == ctx.run_id
         forks.append(ctx.fork(correlation_id=None))
-        await ctx.run_pipeline(Pipeline("child").with_stage("forks", lambda inner: forks.append(inner.fork())))
+
+        def makes_another(inner: StageContext) -> None:
+            forks.append(inner.fork())
+
+        await ctx.run_pipeline(Pipeline("child").with_stage("forks", makes_another))
 
     results = await Pipeline("p").with_stage("makes", makes).run()
     assert [fork.correlation_id for fork in forks] == [None, results.run_id]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -665,12 +666,10 @@ async def test_what_is_done_again_within_a_stage_has_the_same_keys_of_idempotenc
 
     async def twice(ctx: StageContext) -> None:
         for _ in range(2):
-            try:
+            with suppress(StageExecutionError):
                 await ctx.run_pipeline(child)
-            except StageExecutionError as error:
-                last = error
         if len(keys) <= 2:
-            raise last.original
+            raise OSError("no answer")
 
     await Pipeline("parent").with_stage("n", twice, retry=Retry(attempts=2)).run()
     assert keys[:2] == keys[2:]

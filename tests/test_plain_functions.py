@@ -177,7 +177,10 @@ async def test_a_plain_function_is_tried_again() -> None:
 
 
 async def test_a_plain_function_alone_runs_as_in_a_graph() -> None:
-    output = await run_stage(lambda ctx: {"data": ctx.data["x"], "elapsed": ctx.timer.elapsed < 5}, {"x": 1})
+    def looks(ctx: StageContext) -> dict[str, object]:
+        return {"data": ctx.data["x"], "elapsed": ctx.timer.elapsed < 5}
+
+    output = await run_stage(looks, {"x": 1})
     assert output.data == {"data": 1, "elapsed": True}
 
 

@@ -793,7 +793,7 @@ class NeedsArguments:
         return Doc(fetch)
 
 
-async def generates(fetch: Page, url: str) -> Any:
+async def generates(fetch: Page, url: str) -> Any:  # noqa: ASYNC900  # a mistake, to be refused
     yield fetch
 
 

@@ -292,9 +292,7 @@ class Walker:
         self.exits = tuple(rest)
         return last
 
-    async def _is_met(  # noqa: ASYNC910
-        self, condition: Condition, context: StageContext, record: StageRecord
-    ) -> bool:
+    async def _is_met(self, condition: Condition, context: StageContext, record: StageRecord) -> bool:
         """Asks a condition; the stage counts as entered only if it says yes, and has not cancelled the run itself."""
         started, record.started, record.attempts = record.started, None, 0
         met = condition(context)
@@ -306,7 +304,7 @@ class Walker:
             await checkpoint_if_cancelled()
         if met:
             record.started, record.attempts = started, 1
-        return bool(met)
+        return bool(met)  # noqa: ASYNC910
 
     def _arm(self, due: float) -> None:
         """Puts the scope's deadline where the limit on the current stage is.
