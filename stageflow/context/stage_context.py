@@ -185,8 +185,9 @@ class StageContext(Context):
 
         Callbacks are called once, the last one first, before anybody hears of the stage's end. They are shielded from
         cancellation, all together for at most the pipeline's `cleanup_timeout`; what is not done by then is cancelled,
-        and named in the record's ``details.overran``. What one raises is the stage's failure, if it has not failed
-        already, and does not keep the others from being called.
+        and named in the record's ``details.overran``. What one raises is the stage's failure, also after a
+        cancellation or a limit, unless the stage has raised one itself; and it does not keep the others from being
+        called.
 
         Args:
             callback: An async function, or a plain one.
