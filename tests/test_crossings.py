@@ -320,3 +320,25 @@ async def test_of_those_that_are_ready_at_once_the_first_by_priority_goes_first(
         pipeline = pipeline.with_stage(name, works, uses="gpu", priority=priority)
     await pipeline.run()
     assert order == ["high", "same", "low", "lowest"]
+
+
+async def test_a_failure_that_ends_a_run_does_so_after_one_that_was_isolated(autojump_clock: MockClock) -> None:
+    async def fails_at_two(ctx: StageContext) -> None:
+        await trio.sleep(2)
+        raise ValueError("no such page")
+
+    pipeline = (
+        Pipeline("p")
+        .with_stage("a", fails_at_one, on_failure="isolate")
+        .with_stage("b", fails_at_two)
+        .with_stage("c", sleeps(9))
+        .with_stage("d", gives(), after="b")
+    )
+    with pytest.raises(StageExecutionError) as caught:
+        await pipeline.run()
+    assert caught.value.stage == "a"
+    assert [record.name for record in caught.value.failures] == ["a", "b"]
+    assert causes(caught.value.results) == dict.fromkeys("bcd", (CauseKind.FAILURE, "b")) | {
+        "a": (CauseKind.FAILURE, "a")
+    }
+    assert duration(caught.value.results) == 2

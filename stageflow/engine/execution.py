@@ -67,6 +67,7 @@ class Execution:
     """
 
     __slots__ = (
+        "_fresh",
         "_noted",
         "_to_drain",
         "_to_end",
@@ -156,7 +157,8 @@ class Execution:
         self.some_branch_ended: bool = False
         self._to_end: Cause | None = None  # what `ending` will be at the end of this tick
         self._to_drain: Cause | None = None  # what `drained` will be
-        self._noted: int | None = None  # the stage whose ending that was, until the end of the tick
+        self._noted: int | None = None  # the first stage in this tick whose ending does something to the run
+        self._fresh: bool = False  # whether the verdict is of this tick
         self.waiting: set[trio.CancelScope] = set()
         self.scheduler: Scheduler = Scheduler(self)
 
@@ -250,17 +252,22 @@ class Execution:
         if policy is OnFailure.TOLERATE:
             return
         number = self.shape.index[record.name]
-        if self.verdict is not None and (self._noted is None or number >= self._noted):
+        before = self._noted is not None and number < self._noted  # another one of this tick
+        if self.verdict is None or (before and self._fresh):
+            self.verdict = record
+            self._fresh = policy is not OnFailure.ISOLATE
+        if policy is OnFailure.ISOLATE:
             return
-        self.verdict = record
-        if policy is OnFailure.FAIL_FAST:
-            self._to_end, self._noted = cause, number
-        elif policy is OnFailure.DRAIN:
-            self._to_drain, self._noted = cause, number
+        if policy is OnFailure.FAIL_FAST and (self._to_end is None or before):
+            self._to_end = cause
+        elif policy is OnFailure.DRAIN and (self._to_drain is None or before):
+            self._to_drain = cause
+        if self._noted is None or before:
+            self._noted = number
 
     def act(self) -> None:
         """Does to the run what was noted."""
-        self._noted = None
+        self._noted, self._fresh = None, False
         if self._to_end is not None:
             self.end(self._to_end)
         self.drained = self._to_drain

@@ -337,7 +337,9 @@ class MapRun:
         tries = None if self._host.walker is None else self._host.walker.tries
         if tries is not None:
             tries.raised = True  # by an item, but a `Retry` of the map is meant for that
-        first, failed = self._failures[0], len(self._failures)
+        # Of those that failed in one instant, none was first but by chance.
+        at_once = [record for record in self._failures if record.ended == self._failures[0].ended]
+        first, failed = min(at_once, key=lambda record: int(record.name[len(self._name) + 1 : -1])), len(self._failures)
         tolerate = self._plan.tolerate
         allowed = f"{tolerate:.0%}" if isinstance(tolerate, float) else str(tolerate)
         others = "" if failed == 1 else f" and {failed - 1} more"
