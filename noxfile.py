@@ -57,7 +57,9 @@ def typing(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, the examples, and the Python in the documentation."""
     session.install(".[cli,processes]", *group("tests"))
-    session.run("pytest", *session.posargs)
+    # On all processors, a file on each, unless somebody wants to look inside.
+    alone = {"-n", "-s", "--pdb", "--trace"} & set(session.posargs)
+    session.run("pytest", *([] if alone else ["-n", "auto", "--dist", "loadfile"]), *session.posargs)
 
 
 @nox.session
