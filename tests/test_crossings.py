@@ -342,3 +342,19 @@ async def test_a_failure_that_ends_a_run_does_so_after_one_that_was_isolated(aut
         "a": (CauseKind.FAILURE, "a")
     }
     assert duration(caught.value.results) == 2
+
+
+@pytest.mark.parametrize("policy", ["fail_fast", "drain"])
+async def test_of_failures_in_one_instant_that_of_the_first_stage_is_raised_and_recorded_first(
+    policy: Any, autojump_clock: MockClock
+) -> None:
+    pipeline = Pipeline("p", on_failure=policy)
+    for name in "abcde":
+        pipeline = pipeline.with_stage(name, fails_at_one)
+    for _ in range(20):  # Trio lets what is ready at once have its turn in random order
+        with pytest.raises(StageExecutionError) as caught:
+            await pipeline.run()
+        failures = caught.value.failures
+        assert caught.value.stage == failures[0].name == "a"
+        assert {record.name for record in failures} == set("abcde")
+        assert [record.place for record in failures] == [0, 1, 2, 3, 4]

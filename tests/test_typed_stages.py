@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NewType, TypedDict, cast
 
 import attrs
@@ -332,15 +333,25 @@ async def test_a_plain_function_runs_in_a_thread(function: Any) -> None:
     assert results["s"].data.words != threading.get_ident()
 
 
-def in_process(fetch: Page, ctx: ProcessContext) -> Doc:
-    return Doc(fetch, len(ctx.stage))
+async def price() -> Fraction:
+    return Fraction(3, 2)
+
+
+class Doubled:
+    """A typed plain function that pickles as its source: a worker process need not be able to import this module."""
+
+    def __call__(self, price: Fraction, ctx: ProcessContext) -> Fraction:
+        raise AssertionError("it ran in this process")
+
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return eval, ("lambda price, ctx: price * 2 * len(ctx.stage)",)
 
 
 async def test_a_plain_function_with_processes_runs_in_a_process() -> None:
     pytest.importorskip("trio_parallel")
-    pipeline = Pipeline("p", stages=[fetch]).with_stage("s", in_process, processes=True, timeout=60)
-    results = await pipeline.run({"url": "x"})
-    assert results["s"].data == Doc(Page("x"), 1)
+    pipeline = Pipeline("p", stages=[price]).with_stage("s", Doubled(), processes=True, timeout=60)
+    results = await pipeline.run()
+    assert results["s"].data == Fraction(3)
 
 
 async def test_a_stage_run_alone_takes_its_inputs_by_name() -> None:

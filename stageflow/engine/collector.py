@@ -131,6 +131,13 @@ class Collector:
         self.failures.append(record)
         self.settle(record, StageState.FAILED, cause, now)
 
+    def exchange(self, first: StageRecord, then: StageRecord) -> None:
+        """Lets two stages that failed in one tick have failed in the other order: what is raised comes first."""
+        if first.state is then.state is StageState.FAILED:
+            first.place, then.place = then.place, first.place
+            one, other = (next(n for n, kept in enumerate(self.failures) if kept is it) for it in (first, then))
+            self.failures[one], self.failures[other] = then, first
+
     def reopen(self, number: int, reason: str | None, now: float) -> StageRecord:
         """Writes that a stage which had succeeded is tried again; what it had given is kept as an attempt."""
         record = self.slots[number]

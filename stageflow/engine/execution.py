@@ -254,6 +254,8 @@ class Execution:
         number = self.shape.index[record.name]
         before = self._noted is not None and number < self._noted  # another one of this tick
         if self.verdict is None or (before and self._fresh):
+            if isinstance(self.verdict, StageRecord):
+                self.collector.exchange(self.verdict, record)
             self.verdict = record
             self._fresh = policy is not OnFailure.ISOLATE
         if policy is OnFailure.ISOLATE:

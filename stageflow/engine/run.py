@@ -195,7 +195,7 @@ def _failure(execution: Execution, record: StageRecord, results: PipelineResults
         reason=reason,
         original=original,
         recoverable=record.recoverable,
-        failures=_failures(execution),
+        failures=tuple(execution.collector.failures),
     )
     if isinstance(error, StageTimeoutError):
         error.limit = record.limit or 0.0
@@ -203,12 +203,6 @@ def _failure(execution: Execution, record: StageRecord, results: PipelineResults
         error.source = record.details.source
         error.partial = record.partial
     return error
-
-
-def _failures(execution: Execution) -> tuple[StageRecord, ...]:
-    """The records of what failed, in the order in which it did; of one instant, in that of the stages."""
-    index = execution.shape.index
-    return tuple(sorted(execution.collector.failures, key=lambda record: (record.ended or 0.0, index[record.name])))
 
 
 def _elapsed(record: StageRecord) -> float:
@@ -230,7 +224,7 @@ def _deadline_reached(execution: Execution, cause: Cause, finished: str) -> Stag
         reason=cause.reason,
         original=TimeoutError(cause.reason),
         recoverable=False,
-        failures=_failures(execution),
+        failures=tuple(collector.failures),
     )
     error.limit = graph.settings.deadline or 0.0
     error.elapsed = (collector.ended or collector.started) - collector.started
