@@ -134,7 +134,6 @@ class UnknownStageError(DefinitionError):
     """
 
     def __init__(self, stage: str, known: Iterable[str], *, where: str) -> None:
-        self.stage = stage
         names = list(known)
         self.suggestions: tuple[str, ...] = tuple(difflib.get_close_matches(stage, names, n=3, cutoff=0.6))
         if self.suggestions:
@@ -145,7 +144,7 @@ class UnknownStageError(DefinitionError):
             hint = "known stages: " + (", ".join(map(repr, names)) or "none")
         else:
             hint = f"none of the {len(names)} known stages is spelled like it"
-        super().__init__(f"{where} names {stage!r}, which is no stage of this pipeline; {hint}")
+        super().__init__(f"{where} names {stage!r}, which is no stage of this pipeline; {hint}", stage=stage)
 
 
 class PipelineTerminated(StageflowError):

@@ -253,7 +253,7 @@ class Execution:
             return
         number = self.shape.index[record.name]
         before = self._noted is not None and number < self._noted  # another one of this tick
-        if self.verdict is None or (before and self._fresh):
+        if self.verdict is None or (before and self._fresh and policy is not OnFailure.ISOLATE):
             if isinstance(self.verdict, StageRecord):
                 self.collector.exchange(self.verdict, record)
             self.verdict = record
