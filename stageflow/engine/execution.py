@@ -222,6 +222,11 @@ class Execution:
         complete = len(self.collector.outputs) == len(self.collector.slots) and not self.collector.failures
         return RunStatus.SUCCEEDED if complete and not self.in_part else RunStatus.PARTIAL
 
+    @property
+    def cause(self) -> Cause | None:
+        """Why the run will raise, if it will."""
+        return self.verdict.cause if isinstance(self.verdict, StageRecord) else self.verdict
+
     # Ending
 
     async def at_end_of_tick(self, action: Callable[[], None]) -> None:
@@ -336,11 +341,15 @@ class Execution:
         limit = self.graph.settings.deadline
         return expires if limit is None or branch is not self.trunk else min(expires, self.state.started + limit)
 
+    def _is_of_the_run(self, branch: BranchRun) -> bool:
+        """Whether the deadline of a branch is that of the run."""
+        limit = self.graph.settings.deadline
+        return limit is not None and branch is self.trunk and branch.expires == self.state.started + limit
+
     def reached(self, branch: BranchRun) -> str:
         """Says of a branch that it has reached its deadline."""
-        limit = self.graph.settings.deadline
-        if limit is not None and branch is self.trunk and branch.expires == self.state.started + limit:
-            return f"the run reached its deadline of {limit:g} s"
+        if self._is_of_the_run(branch):
+            return f"the run reached its deadline of {self.graph.settings.deadline:g} s"
         return f"the branch reached its deadline of {self.plan.deadlines[branch.plan.index]:g} s"
 
     def reach_deadline(self, branch: BranchRun) -> None:
@@ -349,7 +358,7 @@ class Execution:
         if len(self.collector.outputs) == len(self.collector.slots) and (walker is None or walker.lender is None):
             return  # there was nothing left to be cut short
         reason = self.reached(branch)
-        if reason.startswith("the branch"):
+        if not self._is_of_the_run(branch):
             branch.cause = Cause(CauseKind.DEADLINE, None, reason)
             self.some_branch_ended = True
             return

@@ -140,6 +140,10 @@ class MapRun:
             if not succeeded:
                 self._record.partial = FrozenDict({**self._record.partial, "outputs": self._outputs})
 
+    def _title(self, number: int) -> str:
+        """What an item is called, as a stage and as a branch."""
+        return f"{self._name}[{number}]"
+
     def _allowed_of(self, items: int) -> float:
         """How many of so many items may fail."""
         tolerate = self._plan.tolerate
@@ -188,7 +192,7 @@ class MapRun:
                         self._room.release()
                         self._refused(number, error)
                         continue
-                    self._nursery.start_soon(self._one, number, child, name=f"{self._name}[{number}]")
+                    self._nursery.start_soon(self._one, number, child, name=self._title(number))
                 else:
                     self._note(number, StageState.SKIPPED, Cause(CauseKind.CANCEL_BRANCH, None, reason))
                     self._room.release()
@@ -206,7 +210,7 @@ class MapRun:
 
     def _child(self, number: int, item: Any) -> Execution:
         """Makes the run of one item."""
-        host, around, title = self._host, self._around, f"{self._name}[{number}]"
+        host, around, title = self._host, self._around, self._title(number)
         origin = host.state.origin
         context = PipelineContext(
             run_id=f"{around.run_id}/{title}",
@@ -237,7 +241,7 @@ class MapRun:
         failed = child.collector.status is RunStatus.FAILED
         if stage is None:
             # An item that succeeds leaves its outputs only, so what else it made goes up to the run around.
-            made = (attrs.evolve(artifact, stage=f"{self._name}[{number}]") for artifact in results.artifacts)
+            made = (attrs.evolve(artifact, stage=self._title(number)) for artifact in results.artifacts)
             self._host.state.artifacts.extend(made)
             if child.collector.status in (RunStatus.SUCCEEDED, RunStatus.PARTIAL):
                 self._outputs[number] = {name: output.data for name, output in results.items()}
@@ -253,7 +257,7 @@ class MapRun:
             self._was_cut_short(number, child)
 
     def _failed(self, number: int, child: Execution) -> None:
-        title, inner = f"{self._name}[{number}]", self._inner(child)
+        title, inner = self._title(number), self._inner(child)
         if child.fatal is not None:  # the map dies of it too
             cause = Cause(CauseKind.FAILURE, title, in_words(child.fatal))
             self._note(number, StageState.FAILED, cause, child).error = child.fatal
@@ -261,7 +265,7 @@ class MapRun:
         try:
             outcome_of(child)
         except StageExecutionError as error:
-            verdict = child.verdict.cause if isinstance(child.verdict, StageRecord) else child.verdict
+            verdict = child.cause
             kind = CauseKind.FAILURE if verdict is None else verdict.kind
             within = "" if inner is not None or error.stage is None else f"stage {error.stage!r}: "
             record = self._note(number, StageState.FAILED, Cause(kind, title, within + error.reason), child)
@@ -270,7 +274,7 @@ class MapRun:
 
     def _refused(self, number: int, error: ContractViolation) -> None:
         """Writes that an item is nothing that could be run."""
-        cause = Cause(CauseKind.CONTRACT, f"{self._name}[{number}]", in_words(error))
+        cause = Cause(CauseKind.CONTRACT, self._title(number), in_words(error))
         record = self._note(number, StageState.FAILED, cause)
         record.error = error
         self._count(record)
@@ -283,8 +287,8 @@ class MapRun:
             self._stop(self._failures[0].cause)
 
     def _was_cut_short(self, number: int, child: Execution) -> None:
-        title, inner = f"{self._name}[{number}]", self._inner(child)
-        cause = child.verdict.cause if isinstance(child.verdict, StageRecord) else child.verdict
+        title, inner = self._title(number), self._inner(child)
+        cause = child.cause
         if cause is None and inner is not None:
             cause = inner.cause
         if cause is None or cause.kind is CauseKind.CALLER:
@@ -320,7 +324,7 @@ class MapRun:
 
     def _note(self, number: int, state: StageState, cause: Cause, child: Execution | None = None) -> StageRecord:
         """Keeps the record of an item that did not end well."""
-        title = f"{self._name}[{number}]"
+        title = self._title(number)
         record = StageRecord(title, title, state, cause=cause, ended=trio.current_time())
         inner = None if child is None else self._inner(child)
         if inner is not None:
