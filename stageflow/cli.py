@@ -3,7 +3,6 @@
 Exit codes: 0 all is well, 1 the audit found something, 2 the command asks for what is not there, 130 interrupted.
 """
 
-import difflib
 import importlib
 import json
 import os
@@ -27,7 +26,7 @@ from rich.text import Text
 
 from stageflow.demo import Audit, Target, audit_of, audit_pipeline, find_targets, normalised, settled
 from stageflow.engine import PipelineResults, Run
-from stageflow.errors import DefinitionError, DefinitionWarning
+from stageflow.errors import DefinitionError, DefinitionWarning, nearest
 from stageflow.pipeline import Pipeline
 from stageflow.running import StageGraph
 
@@ -310,7 +309,7 @@ def _place(error: BaseException) -> str:
 
 def _hint(name: str, known: Collection[str]) -> str:
     """Gives the rest of a message about a name that is not known: those it might have been meant to be."""
-    near = difflib.get_close_matches(name, known, n=3)
+    near = nearest(name, known)
     if near:
         return f"; did you mean {' or '.join(map(repr, near))}?"
     if not known:

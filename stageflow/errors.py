@@ -26,7 +26,6 @@ survives `pickle` and `copy` with its attributes (not with its traceback).
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
@@ -58,6 +57,7 @@ __all__ = [
     "UnifiedPipelineCancelled",
     "UnknownStageError",
     "in_words",
+    "nearest",
     "ungroup",
 ]
 
@@ -135,7 +135,7 @@ class UnknownStageError(DefinitionError):
 
     def __init__(self, stage: str, known: Iterable[str], *, where: str) -> None:
         names = list(known)
-        self.suggestions: tuple[str, ...] = tuple(difflib.get_close_matches(stage, names, n=3, cutoff=0.6))
+        self.suggestions: tuple[str, ...] = nearest(stage, names)
         if self.suggestions:
             hint = "did you mean " + " or ".join(map(repr, self.suggestions)) + "?"
         elif any(part.strip(" '\"") in names for part in stage.replace(";", ",").split(",")):
@@ -258,7 +258,7 @@ class MissingOutputError(StageflowError, KeyError):
         self.stage = stage
         self.state = state
         self.reason = reason
-        self.suggestions: tuple[str, ...] = tuple(difflib.get_close_matches(stage, list(known), n=3, cutoff=0.6))
+        self.suggestions: tuple[str, ...] = nearest(stage, known)
         hint = f"; did you mean {' or '.join(map(repr, self.suggestions))}?" if self.suggestions else ""
         super().__init__(f"there is no output of {stage!r}: {reason}{hint}")
 
@@ -361,6 +361,16 @@ class IdempotencyConflictError(StageflowError):
             f"stage {stage!r} was called again under the key {key!r}, but with other parameters; a key stands for one "
             f"piece of work, so derive it from all that the work depends on"
         )
+
+
+def nearest(name: str, known: Iterable[str]) -> tuple[str, ...]:
+    """Gives up to three of the known names that are spelled nearly like one that is not known, best first."""
+    names = list(known)
+    if not names:
+        return ()
+    import difflib  # noqa: PLC0415  # only those need it who have mistyped something
+
+    return tuple(difflib.get_close_matches(name, names, n=3))
 
 
 def in_words(error: BaseException) -> str:

@@ -6,8 +6,6 @@ import copy
 import dataclasses
 import enum
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Generic, Literal, NewType, NotRequired, TypedDict, TypeVar, cast
 
@@ -418,13 +416,6 @@ def test_a_name_that_cannot_be_found_is_a_definition_error() -> None:
     lost = record("Lost", what="Nowhere")
     with pytest.raises(DefinitionError, match="an annotation of Lost names 'Nowhere', which cannot be found"):
         compatibility(lost, record(a=int))
-
-
-def test_stageflow_alone_does_not_import_cattrs() -> None:
-    # It takes half as long as everything else together, and who declares no contract does not need it.
-    code = "import sys, stageflow; print('cattrs' in sys.modules)"
-    answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert answer.stdout.strip() == "False"
 
 
 # The law: what is said not to break producers and stored values, does not

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 import textwrap
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -552,12 +550,6 @@ def test_an_error_whose_message_cannot_be_shown_is_shown_nevertheless() -> None:
 
     results = trio.run(results_of, Pipeline("broken").with_stage("only", stage))
     assert "✗ failed" in drawn(results.trace)
-
-
-def test_importing_stageflow_does_not_import_what_only_some_need() -> None:
-    program = "import sys, stageflow; print({'rich', 'sqlite3', 'cyclopts'} & sys.modules.keys())"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
 
 
 async def test_taking_a_trace_imports_nothing(autojump_clock: MockClock) -> None:

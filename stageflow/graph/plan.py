@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import enum
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 import attrs
 
-from stageflow.errors import DefinitionError, UnknownStageError
+from stageflow.errors import DefinitionError, UnknownStageError, nearest
 from stageflow.frozen import FrozenDict
 from stageflow.graph.branches import Branch
 from stageflow.stages import Default, Dependency, Join, OnFailure, Retry, Settings, StageSpec
@@ -246,7 +245,7 @@ def _check_inputs(spec: StageSpec, names: Sequence[str], settings: Settings) -> 
         if name not in fields:
             if parameter.optional:
                 continue
-            near = difflib.get_close_matches(name, [*fields, *names], n=1)
+            near = nearest(name, [*fields, *names])
             hint = f"; did you mean {near[0]!r}?" if near else f"; add it there, or say {name}: ... | None"
             raise DefinitionError(
                 f"{spec.where} takes {str(parameter)!r}, but no stage has that name, and neither has a field of "
@@ -327,7 +326,7 @@ def limit_on(spec: StageSpec, settings: Settings, given: float | Default | None 
 def _special(spec: StageSpec, settings: Settings) -> Special | None:
     for name in spec.uses:
         if name not in settings.limits:
-            near = difflib.get_close_matches(name, settings.limits, n=1)
+            near = nearest(name, settings.limits)
             hint = f"did you mean {near[0]!r}?" if near else f"say Pipeline(limits={{{name!r}: 1}})"
             raise DefinitionError(
                 f"{spec.where} uses {name!r}, which is no limit of the pipeline; {hint}", stage=spec.name, option="uses"

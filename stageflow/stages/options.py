@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import types
 from typing import TYPE_CHECKING, Any, TypedDict, Union, Unpack, cast, get_args, get_origin, overload
 
-from stageflow.errors import CycleError, DefinitionError
+from stageflow.errors import CycleError, DefinitionError, nearest
 from stageflow.output import StageOutput
 from stageflow.stages.policy import (
     DEFAULT,
@@ -161,7 +160,7 @@ def _declare(
         given.setdefault("kind", runner.kind)  # a class whose kind is a property cannot tell it
     for option in given:
         if option not in StageOptions.__annotations__:
-            near = difflib.get_close_matches(option, StageOptions.__annotations__, n=1)
+            near = nearest(option, StageOptions.__annotations__)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(StageOptions.__annotations__)}"
             raise DefinitionError(f"stage {title!r} has an unknown option {option!r}; {hint}", option=option)
     function = runner.function if isinstance(runner, StageFunction) else runner

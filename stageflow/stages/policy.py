@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import enum
 import math
 import types
@@ -11,7 +10,7 @@ from typing import Any, ClassVar, Final, Literal, TypeVar, Union, cast, final, g
 
 import attrs
 
-from stageflow.errors import DefinitionError
+from stageflow.errors import DefinitionError, nearest
 
 __all__ = [
     "DEFAULT",
@@ -258,6 +257,6 @@ def check_member(kind: type[M], value: M | str, option: str, *, without: tuple[M
 
 def _unknown(option: str, value: object, choices: Iterable[str]) -> str:
     names = list(choices)
-    near = difflib.get_close_matches(str(value).lower(), names, n=1)
+    near = nearest(str(value).lower(), names)
     hint = f"did you mean {near[0]!r}? There are" if near else "choose one of"
     return f"{option} is {value!r}, which is not known; {hint} {', '.join(map(repr, names))}"

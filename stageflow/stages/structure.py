@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import difflib
 import enum
 import functools
 import pathlib
@@ -33,7 +32,7 @@ from cattrs.errors import (
     StructureHandlerNotFoundError,
 )
 
-from stageflow.errors import DefinitionError
+from stageflow.errors import DefinitionError, nearest
 from stageflow.frozen import FrozenDict, FrozenList
 from stageflow.stages.fields import fields_of, is_record, origin_of
 from stageflow.stages.policy import spelled
@@ -246,7 +245,7 @@ def _record_hook(converter: cattrs.Converter, declared: Any) -> Hook:
             except Exception as error:
                 errors.append(_noted(error, _note_of(AttributeValidationNote, key, field.declared)))
         for key in () if ignores else [key for key in value if key not in fields]:
-            near = difflib.get_close_matches(str(key), [name for name in fields if name not in value], n=1)
+            near = nearest(str(key), (name for name in fields if name not in value))
             wanted = f"no such field (did you mean {near[0]!r}?)" if near else "no such field"
             errors.append(_noted(Mismatch(value[key], wanted), _note_of(AttributeValidationNote, str(key), Any)))
         if not errors:

@@ -7,7 +7,6 @@ there, so `Typed.bind` makes the body then.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import types
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Union, cast, final, get_args, get_origin
 
 import attrs
 
-from stageflow.errors import ContractViolation, DefinitionError, Fault, in_words
+from stageflow.errors import ContractViolation, DefinitionError, Fault, in_words, nearest
 from stageflow.stages.contract import Contract
 from stageflow.stages.policy import shown, spelled
 from stageflow.stages.runner import CONTEXTS, own_parameters
@@ -154,7 +153,7 @@ class _Taken:
         if self.stage is not None:
             hint = f"and stage {self.stage!r} gave nothing; say {name}: {type_} | None"
         else:
-            near = difflib.get_close_matches(name, map(str, data), n=1) if _is_mapping(data) else []
+            near = nearest(name, map(str, data)) if _is_mapping(data) else ()
             meant = f" (did you mean {near[0]!r}?)" if near else ""
             hint = (
                 f"and there is no stage {name!r}, and no {name!r} in the run's data{meant}; give it, as in "
