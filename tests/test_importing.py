@@ -11,6 +11,7 @@ LATER = {
     "difflib",
     "rich",
     "sqlite3",
+    "uuid",
 }
 
 

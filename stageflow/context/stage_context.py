@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import TYPE_CHECKING, Any, cast, final
 
 import attrs
@@ -148,9 +147,11 @@ class StageContext(Context):
         It is a UUIDv5 over tenant, pipeline, run and stage. In a run within a stage, that stage stands for the run, so
         that what is done again with it has the same keys.
         """
+        from uuid import NAMESPACE_OID, uuid5  # noqa: PLC0415  # only those need it who ask for a key
+
         state = self._host.state
         scope = [state.origin.tenant, state.pipeline, state.key or state.run_id, self._part.name]
-        return str(uuid.uuid5(_IDEMPOTENCY, repr(scope)))
+        return str(uuid5(uuid5(NAMESPACE_OID, "stageflow.idempotency_key"), repr(scope)))
 
     @property
     def nursery(self) -> trio.Nursery:
@@ -299,6 +300,3 @@ class StageContext(Context):
 def host_of(ctx: StageContext) -> tuple[StageHost, StagePart]:
     """Gives what a context speaks to, and of which stage; for what stageflow itself builds on contexts."""
     return ctx._host, ctx._part  # pyright: ignore[reportPrivateUsage]
-
-
-_IDEMPOTENCY = uuid.uuid5(uuid.NAMESPACE_OID, "stageflow.idempotency_key")

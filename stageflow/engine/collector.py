@@ -19,8 +19,6 @@ from stageflow.journal import Cause, RunStatus, StageRecord, StageState
 from stageflow.output import StageOutput
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from stageflow.graph import Shape
     from stageflow.output import Artifact
 
@@ -47,7 +45,7 @@ class Collector:
         shape: Names and branches of the graph.
         run_id: The run's id.
         tenant: On whose behalf it goes.
-        began_at: When the run began, by the wall clock.
+        began_at: When the run began, by the wall clock, in seconds since the epoch.
         started: When it began, on Trio's clock.
         ended: When it ended, on Trio's clock.
         status: How far it is.
@@ -80,13 +78,13 @@ class Collector:
         *,
         tenant: str | None,
         started: float,
-        began_at: datetime,
+        began_at: float,
         artifacts: list[Artifact],
     ) -> None:
         self.tenant: str | None = tenant
         self.shape: Shape = shape
         self.run_id: str = run_id
-        self.began_at: datetime = began_at
+        self.began_at: float = began_at
         self.started: float = started
         self.ended: float | None = None
         self.status: RunStatus = RunStatus.RUNNING

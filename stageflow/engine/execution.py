@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
+import time
 from typing import TYPE_CHECKING, final
 
 import attrs
@@ -114,7 +114,7 @@ class Execution:
             run_id,
             tenant=context.tenant,
             started=now,
-            began_at=datetime.now(UTC),
+            began_at=time.time(),
             artifacts=artifacts,
         )
         self.state: RunState = RunState(

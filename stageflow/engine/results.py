@@ -80,7 +80,10 @@ class PipelineResults(Mapping[str, StageOutput]):
     @property
     def trace(self) -> Trace:
         """The records as something one looks at, with ``rich.print(results.trace)``."""
-        from stageflow.trace import Trace  # not needed by those who do not look
+        # Neither is needed by those who do not look.
+        from datetime import UTC, datetime
+
+        from stageflow.trace import Trace
 
         collector = self._collector
         return Trace(
@@ -88,7 +91,7 @@ class PipelineResults(Mapping[str, StageOutput]):
             run_id=collector.run_id,
             status=collector.status,
             records=tuple(collector.record(number) for number in range(len(collector.slots))),
-            began_at=collector.began_at,
+            began_at=datetime.fromtimestamp(collector.began_at, UTC),
             started=collector.started,
             ended=collector.ended,
         )
