@@ -4,14 +4,12 @@ Declare stages and what each comes after; run them, each the moment its inputs a
 ends the run, everything that had finished.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from stageflow.context import (
-    Change,
     Context,
     ContextSnapshot,
-    Delta,
-    OutputBag,
     PipelineContext,
     PipelineTimer,
     StageContext,
@@ -44,8 +42,6 @@ from stageflow.output import Artifact, StageOutput, StageStatus
 from stageflow.pipeline import Pipeline
 from stageflow.running import StageGraph, run_stage
 from stageflow.stages import (
-    Breaks,
-    Difference,
     Interceptor,
     Join,
     Limit,
@@ -56,26 +52,42 @@ from stageflow.stages import (
     StageKind,
     StageOptions,
     StageSpec,
-    compatibility,
     optional,
     stage,
 )
-from stageflow.trace import Trace
+
+# What only some programs use is loaded when they ask for it, by this table. Type checkers read the imports below it.
+_LATER = {
+    "Breaks": "stageflow.stages.compatibility",
+    "Change": "stageflow.context.delta",
+    "Delta": "stageflow.context.delta",
+    "Difference": "stageflow.stages.compatibility",
+    "OutputBag": "stageflow.context.bag",
+    "Trace": "stageflow.trace",
+    "compatibility": "stageflow.stages.compatibility",
+    "register_structure_hook": "stageflow.stages.structure",
+}
 
 if TYPE_CHECKING:
+    from stageflow.context.bag import OutputBag
+    from stageflow.context.delta import Change, Delta
+    from stageflow.stages.compatibility import Breaks, Difference, compatibility
     from stageflow.stages.structure import register_structure_hook
+    from stageflow.trace import Trace
+else:
+    # Type checkers take a module that has this for one that has any name at all.
+    def __getattr__(name: str) -> object:
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = found = getattr(import_module(_LATER[name]), name)
+        return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
+
 
 PipelineCancelled = UnifiedPipelineCancelled
-
-
-def __getattr__(name: str) -> object:
-    # With this comes cattrs, which takes its time, and most programs do without.
-    if name == "register_structure_hook":
-        from stageflow.stages.structure import register_structure_hook  # noqa: PLC0415
-
-        return register_structure_hook
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
 
 __all__ = [
     "Artifact",

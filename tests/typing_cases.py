@@ -232,3 +232,7 @@ def what_is_frozen(context: PipelineContext, ctx: StageContext, output: StageOut
     context.tenant = "b"  # type: ignore[misc]
     ctx.run_id = "b"  # type: ignore[misc]
     output.reason = "b"  # type: ignore[misc]
+
+
+def what_is_no_name_of_ours() -> None:
+    from stageflow import Pipelines  # type: ignore[attr-defined]  # noqa: F401, PLC0415

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, cast, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import attrs
 
-from stageflow.context.delta import Delta, difference
 from stageflow.frozen import FrozenDict
+
+if TYPE_CHECKING:
+    from stageflow.context.delta import Delta
 
 __all__ = ["ContextSnapshot"]
 
@@ -46,6 +48,8 @@ class ContextSnapshot(Mapping[str, Any]):
 
     def diff(self, earlier: ContextSnapshot) -> Delta:
         """Gives what has changed from an earlier version to this one, however deep; as large as the change."""
+        from stageflow.context.delta import difference  # noqa: PLC0415  # only some compare versions
+
         return difference(earlier._values, self._values)
 
     def apply(self, delta: Delta) -> ContextSnapshot:

@@ -1,6 +1,5 @@
 """What a user declares: stages, and the values that say how they are run."""
 
-from stageflow.stages.compatibility import Breaks, Difference, compatibility
 from stageflow.stages.interceptor import Interceptor, Proceed
 from stageflow.stages.limit import Limit
 from stageflow.stages.options import StageOptions, caller, declare, stage
@@ -14,10 +13,8 @@ from stageflow.stages.threads import ProcessContext
 __all__ = [
     "DEFAULT",
     "Body",
-    "Breaks",
     "Default",
     "Dependency",
-    "Difference",
     "Interceptor",
     "Join",
     "Limit",
@@ -33,7 +30,6 @@ __all__ = [
     "StageOptions",
     "StageSpec",
     "caller",
-    "compatibility",
     "declare",
     "name_of",
     "optional",
