@@ -46,7 +46,6 @@ from stageflow.stages import (
     Join,
     Limit,
     OnFailure,
-    ProcessContext,
     Retry,
     Stage,
     StageKind,
@@ -63,6 +62,7 @@ _LATER = {
     "Delta": "stageflow.context.delta",
     "Difference": "stageflow.stages.compatibility",
     "OutputBag": "stageflow.context.bag",
+    "ProcessContext": "stageflow.stages.threads",
     "Trace": "stageflow.trace",
     "compatibility": "stageflow.stages.compatibility",
     "register_structure_hook": "stageflow.stages.structure",
@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from stageflow.context.delta import Change, Delta
     from stageflow.stages.compatibility import Breaks, Difference, compatibility
     from stageflow.stages.structure import register_structure_hook
+    from stageflow.stages.threads import ProcessContext
     from stageflow.trace import Trace
 else:
     # Type checkers take a module that has this for one that has any name at all.

@@ -24,6 +24,7 @@ LATER = {
     "stageflow.stages.contract",
     "stageflow.stages.fields",
     "stageflow.stages.structure",
+    "stageflow.stages.threads",
     "stageflow.stages.typed",
     "stageflow.trace",
     "uuid",

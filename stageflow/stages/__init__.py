@@ -8,7 +8,6 @@ from stageflow.stages.retry import Retry
 from stageflow.stages.runner import Body, name_of
 from stageflow.stages.settings import Settings
 from stageflow.stages.stage import Runner, Stage, StageFunction, StageSpec
-from stageflow.stages.threads import ProcessContext
 
 __all__ = [
     "DEFAULT",
@@ -20,7 +19,6 @@ __all__ = [
     "Limit",
     "OnFailure",
     "Proceed",
-    "ProcessContext",
     "Retry",
     "Runner",
     "Settings",

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from stageflow.context import Context
 from stageflow.errors import DefinitionError
 from stageflow.stages.policy import shown
-from stageflow.stages.threads import ProcessContext, call_in_process, call_in_thread, in_process, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from stageflow.context import StageContext
 
 __all__ = [
-    "CONTEXTS",
     "Body",
     "Call",
     "NativeBody",
@@ -26,14 +24,13 @@ __all__ = [
     "call_of",
     "called",
     "check_arguments",
+    "is_context",
     "is_plain",
     "is_typed",
     "name_of",
     "own_parameters",
 ]
 
-CONTEXTS = (Context, ProcessContext)
-"""What a parameter is annotated with that gets the context."""
 Body: TypeAlias = "Callable[..., Awaitable[Any]]"
 """An async function that does a stage's work: of the context, or typed."""
 PlainBody: TypeAlias = "Callable[..., Any]"
@@ -76,20 +73,31 @@ def is_typed(function: Any) -> bool:
     if any(parameter.kind not in plain for parameter in parameters):
         return False
     required = [parameter for parameter in parameters if parameter.default is inspect.Parameter.empty]
-    if len(required) == 1 and _is_context(required[0].annotation):
+    if len(required) == 1 and _may_be_context(required[0].annotation):
         return False  # and what has a default keeps it
     # An unannotated function of several parameters is a mistake, and better called one.
     return all(parameter.annotation is not inspect.Parameter.empty for parameter in required)
 
 
-def _is_context(annotation: Any) -> bool:
+def _may_be_context(annotation: Any) -> bool:
     """Whether a parameter with this annotation, if it is the only one, gets the context."""
     if annotation is inspect.Parameter.empty or annotation in (Any, object):
         return True
     if isinstance(annotation, str):  # it may be imported for type checkers only
         last = annotation.rsplit(".", 1)[-1].strip("'\" ")
         return last in {"Any", "object", "Context", "StageContext", "ProcessContext"}
-    return isinstance(annotation, type) and issubclass(annotation, CONTEXTS)
+    return is_context(annotation)
+
+
+def is_context(annotation: Any) -> bool:
+    """Whether an annotation is a class of contexts, so that a parameter with it gets the context."""
+    if not isinstance(annotation, type):
+        return False
+    if issubclass(annotation, Context):
+        return True
+    from stageflow.stages.threads import ProcessContext  # noqa: PLC0415
+
+    return issubclass(annotation, ProcessContext)
 
 
 def own_parameters(function: Any) -> list[inspect.Parameter]:
@@ -122,6 +130,8 @@ def call_of(runner: Any, name: str, *, abandon_on_cancel: bool = False, processe
     _check_returns_once(function, name)
     if not is_plain(runner):
         return lambda _, arguments: function(**arguments)
+    from stageflow.stages.threads import call_in_process, call_in_thread  # noqa: PLC0415  # most stages are async
+
     if processes:
         return call_in_process(function, name)
     return call_in_thread(function, abandon_on_cancel=abandon_on_cancel)
@@ -179,6 +189,8 @@ def body_of(runner: Any, name: str, *, abandon_on_cancel: bool = False, processe
         )
     check_arguments(execute, (None,), name, "called with the context")
     if is_plain(runner):
+        from stageflow.stages.threads import in_process, in_thread  # noqa: PLC0415
+
         return in_process(execute, name) if processes else in_thread(execute, abandon_on_cancel=abandon_on_cancel)
     body = cast("NativeBody", execute)
     if _is_native(body):

@@ -19,7 +19,7 @@ import attrs
 from stageflow.errors import ContractViolation, DefinitionError, Fault, in_words, nearest
 from stageflow.stages.contract import Contract
 from stageflow.stages.policy import shown, spelled
-from stageflow.stages.runner import CONTEXTS, own_parameters
+from stageflow.stages.runner import is_context, own_parameters
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -198,7 +198,7 @@ def read_signature(function: Any, name: str, frame: FrameType | None) -> Typed:
     found: dict[str, Parameter] = {}
     for parameter in own_parameters(function):
         declared = hints.get(parameter.name, Any)
-        context = isinstance(declared, type) and issubclass(declared, CONTEXTS)
+        context = is_context(declared)
         bare = _without_none(declared)
         has_default = parameter.default is not inspect.Parameter.empty
         found[parameter.name] = Parameter(
