@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Unpack, cast, final, overload
 
 import attrs
 
-from stageflow.engine import MapPlan, OverItems, PipelineResults, Within
 from stageflow.errors import DefinitionError, DuplicateStageError
 from stageflow.frozen import FrozenDict
 from stageflow.graph import with_edges
@@ -33,10 +32,12 @@ from stageflow.stages.settings import CLEANUP_TIMEOUT, DEFAULT_TIMEOUT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from attrs import AttrsInstance
 
     from stageflow.context import PipelineContext, StageContext
+    from stageflow.engine import PipelineResults
 
 __all__ = ["Pipeline"]
 
@@ -162,6 +163,8 @@ class Pipeline:
         if not isinstance(name, str) and isinstance(cast("object", runner), str):
             raise DefinitionError(f"the name comes first: with_stage({runner!r}, {shown(name)})")
         if isinstance(runner, (Pipeline, StageGraph)):
+            from stageflow.engine.nested import Within  # noqa: PLC0415  # as with maps, only some pipelines need it
+
             return self._with([declare(name, Within(runner.build()), options, frame, unlimited=True)])
         return self._with([declare(name, runner, options, frame)])
 
@@ -197,6 +200,8 @@ class Pipeline:
             DefinitionError: An argument is wrong.
             DuplicateStageError: There is a stage of that name.
         """
+        from stageflow.engine.maps import MapPlan, OverItems  # noqa: PLC0415  # here, so that no run has to load them
+
         frame = caller()
         title = check_name(name, "a map")
         if isinstance(over, str):
@@ -294,10 +299,8 @@ class Pipeline:
             )
             sources = {name: prefix + stage if stage in own else stage for name, stage in spec.sources.items()}
             renamed = attrs.evolve(spec, name=prefix + spec.name, after=inner or edges, sources=FrozenDict(sources))
-            if isinstance(spec.runner, OverItems) and spec.runner.over in own:
-                runner = attrs.evolve(spec.runner, over=f"{prefix}{spec.runner.over}")
-                renamed = attrs.evolve(renamed, runner=runner, body=runner.__call__)
-            added.append(renamed)
+            # What has no limit for another reason than that it is a plain function runs others, and may be a map.
+            added.append(_over_renamed(renamed, prefix, own) if spec.unlimited and not spec.plain else renamed)
         return self._with(added)
 
     def build(self) -> StageGraph:
@@ -351,3 +354,13 @@ class Pipeline:
         for spec in added:
             log[spec.name] = spec
         self._length += len(added)
+
+
+def _over_renamed(spec: StageSpec, prefix: str, own: AbstractSet[str]) -> StageSpec:
+    """Gives a stage that goes over the output of another, if it is a map that does so, under the new name of that."""
+    from stageflow.engine.maps import OverItems  # noqa: PLC0415
+
+    if not isinstance(spec.runner, OverItems) or spec.runner.over not in own:
+        return spec
+    runner = attrs.evolve(spec.runner, over=f"{prefix}{spec.runner.over}")
+    return attrs.evolve(spec, runner=runner, body=runner.__call__)

@@ -20,6 +20,8 @@ LATER = {
     "stageflow.context.alignment",
     "stageflow.context.bag",
     "stageflow.context.delta",
+    "stageflow.engine.maps",
+    "stageflow.engine.nested",
     "stageflow.stages.compatibility",
     "stageflow.stages.contract",
     "stageflow.stages.fields",
