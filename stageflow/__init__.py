@@ -46,7 +46,6 @@ from stageflow.stages import (
     Join,
     Limit,
     OnFailure,
-    Retry,
     Stage,
     StageKind,
     StageOptions,
@@ -63,6 +62,7 @@ _LATER = {
     "Difference": "stageflow.stages.compatibility",
     "OutputBag": "stageflow.context.bag",
     "ProcessContext": "stageflow.stages.threads",
+    "Retry": "stageflow.stages.retry",
     "Trace": "stageflow.trace",
     "compatibility": "stageflow.stages.compatibility",
     "register_structure_hook": "stageflow.stages.structure",
@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from stageflow.context.bag import OutputBag
     from stageflow.context.delta import Change, Delta
     from stageflow.stages.compatibility import Breaks, Difference, compatibility
+    from stageflow.stages.retry import Retry
     from stageflow.stages.structure import register_structure_hook
     from stageflow.stages.threads import ProcessContext
     from stageflow.trace import Trace

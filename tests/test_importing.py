@@ -25,6 +25,7 @@ LATER = {
     "stageflow.stages.compatibility",
     "stageflow.stages.contract",
     "stageflow.stages.fields",
+    "stageflow.stages.retry",
     "stageflow.stages.structure",
     "stageflow.stages.threads",
     "stageflow.stages.typed",

@@ -119,6 +119,7 @@ class Tries:
 
     async def _until_settled(self) -> StageOutput:  # noqa: ASYNC910
         retry, record = self._special.retry, self.record
+        most = 1 if retry is None else retry.attempts
         again = False
         while True:
             began = trio.current_time()
@@ -127,19 +128,19 @@ class Tries:
             if not self._is_worth_another(output):
                 return output
             if output.status is StageStatus.RETRY and output.of not in (None, record.name):
-                if made >= retry.attempts:
+                if made >= most:
                     return _given_up(output, made)
                 self._note(output, began)
                 sent_back = await self._send_back(output)
                 if sent_back is not None:
                     return sent_back
-            elif made >= retry.attempts:
+            elif made >= most:
                 return _given_up(output, made) if output.status is StageStatus.RETRY else output
             else:
                 self._note(output, began)
                 if output.status is StageStatus.RETRY:
                     self.feedback = output.reason
-                delay = retry.delay_after(made)
+                delay = 0.0 if retry is None else retry.delay_after(made)
                 if delay:
                     await trio.sleep(delay)
                 else:
@@ -153,7 +154,8 @@ class Tries:
             return False
         if output.recoverable or self.record.limit is not None:
             return True
-        return self.raised and self._special.retry.matches(output.error)
+        retry = self._special.retry
+        return self.raised and retry is not None and retry.matches(output.error)
 
     def _note(self, output: StageOutput, began: float) -> None:
         """Notes an attempt that is followed by another."""

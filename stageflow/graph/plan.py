@@ -6,14 +6,14 @@ import enum
 import math
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, final
 
 import attrs
 
 from stageflow.errors import DefinitionError, UnknownStageError, nearest
 from stageflow.frozen import FrozenDict
 from stageflow.graph.branches import Branch
-from stageflow.stages import Default, Dependency, Join, OnFailure, Retry, Settings, StageSpec
+from stageflow.stages import Default, Dependency, Join, OnFailure, Settings, StageSpec
 from stageflow.stages.interceptor import intercepted
 from stageflow.stages.policy import spelled
 from stageflow.stages.returned import as_whole, under_contract
@@ -21,6 +21,7 @@ from stageflow.stages.runner import NativeBody
 from stageflow.stages.stage import Condition
 
 if TYPE_CHECKING:
+    from stageflow.stages.retry import Retry  # noqa: TC004  # nobody structures a plan
     from stageflow.stages.typed import Typed
 
 __all__ = ["Edge", "Plan", "Shape", "Special", "admission", "armed", "compile_plan", "limit_on", "with_edges"]
@@ -64,9 +65,6 @@ class Edge(enum.Enum):
     """Its join goes by how many have succeeded."""
 
 
-_ONCE: Final = Retry(attempts=1)
-
-
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Special:
@@ -75,7 +73,7 @@ class Special:
     Attributes:
         condition: What ``when=`` asks, or `None`.
         tried: Whether any of the others says something, so that its attempts are made one by one.
-        retry: How it is tried again.
+        retry: How it is tried again; `None` if it is not.
         total_timeout: The limit on all attempts, in seconds.
         heartbeat: For how long an attempt may give no sign of life, in seconds.
         uses: The limits it takes a token of.
@@ -84,7 +82,7 @@ class Special:
 
     condition: Condition | None = None
     tried: bool = True
-    retry: Retry = _ONCE
+    retry: Retry | None = None
     total_timeout: float = math.inf
     heartbeat: float = math.inf
     uses: tuple[str, ...] = ()
@@ -345,7 +343,7 @@ def _special(spec: StageSpec, settings: Settings) -> Special | None:
     return Special(
         condition=spec.when,
         tried=tried,
-        retry=_ONCE if spec.retry is None else spec.retry,
+        retry=spec.retry,
         total_timeout=math.inf if spec.total_timeout is None else spec.total_timeout,
         heartbeat=math.inf if spec.heartbeat is None else spec.heartbeat,
         uses=spec.uses,

@@ -4,7 +4,6 @@ from stageflow.stages.interceptor import Interceptor, Proceed
 from stageflow.stages.limit import Limit
 from stageflow.stages.options import StageOptions, caller, declare, stage
 from stageflow.stages.policy import DEFAULT, Default, Dependency, Join, OnFailure, StageKind, optional
-from stageflow.stages.retry import Retry
 from stageflow.stages.runner import Body, name_of
 from stageflow.stages.settings import Settings
 from stageflow.stages.stage import Runner, Stage, StageFunction, StageSpec
@@ -19,7 +18,6 @@ __all__ = [
     "Limit",
     "OnFailure",
     "Proceed",
-    "Retry",
     "Runner",
     "Settings",
     "Stage",

@@ -21,7 +21,6 @@ from stageflow.stages.policy import (
     check_timeout,
     dependencies,
 )
-from stageflow.stages.retry import Retry
 from stageflow.stages.runner import NativeBody, body_of, call_of, called, check_arguments, is_plain, is_typed, name_of
 from stageflow.stages.stage import Condition, P, R, Stage, StageFunction, StageSpec
 
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from stageflow.context import StageContext
+    from stageflow.stages.retry import Retry
     from stageflow.stages.runner import Call
     from stageflow.stages.typed import Typed
 
@@ -187,8 +187,8 @@ def _declare(
         check_arguments(when, (None,), title, "asked with the context")
     timeout: float | Default | None = given.get("timeout", DEFAULT)
     retry: Retry | None = given.get("retry")
-    if retry is not None and not isinstance(cast("object", retry), Retry):
-        raise DefinitionError(f"retry= of stage {title!r} takes a Retry, as in Retry(attempts=3), not {retry!r}")
+    if retry is not None:
+        _check_retry(retry, title)
     priority = given.get("priority", 0)
     if not isinstance(priority, int) or isinstance(priority, bool):
         raise DefinitionError(f"priority= of stage {title!r} takes a whole number, not {priority!r}")
@@ -224,6 +224,13 @@ def _declare(
         unlimited=plain or unlimited,
         declared_at=None if frame is None else (frame.f_code.co_filename, frame.f_lineno),
     )
+
+
+def _check_retry(retry: object, name: str) -> None:
+    from stageflow.stages.retry import Retry  # noqa: PLC0415  # whoever has made one has loaded it
+
+    if not isinstance(retry, Retry):
+        raise DefinitionError(f"retry= of stage {name!r} takes a Retry, as in Retry(attempts=3), not {retry!r}")
 
 
 def _typed(function: Any, name: str, frame: FrameType | None) -> Typed | None:

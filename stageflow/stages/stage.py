@@ -10,12 +10,12 @@ import attrs
 
 from stageflow.frozen import FrozenDict
 from stageflow.stages.policy import DEFAULT, Default, Dependency, Join, OnFailure, StageKind, check_member
-from stageflow.stages.retry import Retry
 from stageflow.stages.runner import NativeBody
 
 if TYPE_CHECKING:
     from stageflow.context import StageContext
     from stageflow.output import StageOutput
+    from stageflow.stages.retry import Retry  # noqa: TC004  # nor could a StageSpec be structured
     from stageflow.stages.runner import Body, PlainBody
     from stageflow.stages.typed import Typed
 
