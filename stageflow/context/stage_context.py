@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, cast, final
 import attrs
 
 from stageflow.context.context import Context, PipelineContext
-from stageflow.context.host import StageHost, StagePart
 from stageflow.context.snapshot import ContextSnapshot
-from stageflow.context.timer import Limit, PipelineTimer
+from stageflow.context.timer import PipelineTimer
 from stageflow.errors import TenantMismatchError
 from stageflow.frozen import FrozenDict
 from stageflow.output import Artifact
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
     import trio
 
+    from stageflow.context.host import StageHost, StagePart
     from stageflow.engine import PipelineResults
     from stageflow.output import StageOutput
     from stageflow.pipeline import Pipeline
@@ -29,19 +29,21 @@ __all__ = ["StageContext", "host_of"]
 
 
 @final
-@attrs.frozen
-class _AttemptLimit(Limit):
+class _AttemptLimit:
     """The limit on a stage's current attempt, for its timer."""
 
-    host: StageHost
-    part: StagePart
+    __slots__ = ("_host", "_part")
+
+    def __init__(self, host: StageHost, part: StagePart) -> None:
+        self._host = host
+        self._part = part
 
     @property
     def deadline(self) -> float:
-        return self.host.deadline_of(self.part)
+        return self._host.deadline_of(self._part)
 
     def extend(self, seconds: float) -> None:
-        self.host.extend_limit(self.part, seconds)
+        self._host.extend_limit(self._part, seconds)
 
 
 @final

@@ -5,9 +5,8 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from typing import TYPE_CHECKING, cast, final
+from typing import TYPE_CHECKING, TypeAlias, cast, final
 
-import attrs
 import trio
 from trio.lowlevel import (
     Abort,
@@ -38,14 +37,17 @@ def instead_of(limit: Limit, lent: Mapping[Limit, Limit]) -> Limit:
     return loan
 
 
-@attrs.define(order=True)
 class _Waiter:
-    rank: float  # the least one is next
-    place: int  # among equals, whose is less
-    turn: int  # and then who came first
-    task: Task | None = attrs.field(order=False)  # None once it has given up
-    parked: bool = attrs.field(default=False, order=False)
-    served: bool = attrs.field(default=False, order=False)
+    __slots__ = ("parked", "served", "task")
+
+    def __init__(self, task: Task) -> None:
+        self.task: Task | None = task  # None once it has given up
+        self.parked = False
+        self.served = False
+
+
+_Entry: TypeAlias = tuple[float, int, int, _Waiter]
+"""The least one is next: by rank, then by place, then who came first. Two waiters are never compared themselves."""
 
 
 @final
@@ -76,7 +78,7 @@ class Limit:
             raise DefinitionError(f"Limit(ageing=...) takes seconds of more than zero, not {ageing!r}")
         self._ageing = float(ageing)
         self._free = tokens
-        self._waiting: list[_Waiter] = []
+        self._waiting: list[_Entry] = []
         self._gone = 0  # how many of them have given up
         self._sharing = False  # whether what is free will be handed out at the end of this tick
         self._turns = itertools.count()
@@ -110,8 +112,8 @@ class Limit:
         """
         await checkpoint_if_cancelled()
         aged = 0.0 if self._ageing == math.inf else trio.current_time() / self._ageing
-        waiter = _Waiter(aged - priority, place, next(self._turns), current_task())
-        heapq.heappush(self._waiting, waiter)
+        waiter = _Waiter(current_task())
+        heapq.heappush(self._waiting, (aged - priority, place, next(self._turns), waiter))
         if self._free and not self._sharing:
             await self._share()
         if not waiter.served:
@@ -139,7 +141,7 @@ class Limit:
     def _serve(self) -> bool:
         """Gives a token to whoever is next, and tells whether there is anybody."""
         while self._waiting:
-            waiter = heapq.heappop(self._waiting)
+            *_, waiter = heapq.heappop(self._waiting)
             if waiter.task is not None:
                 waiter.served = True
                 if waiter.parked:
@@ -152,7 +154,7 @@ class Limit:
         waiter.task = None
         self._gone += 1
         if self._gone > len(self._waiting) // 2:  # so that those who gave up are never more than those who wait
-            self._waiting = [other for other in self._waiting if other.task is not None]
+            self._waiting = [entry for entry in self._waiting if entry[-1].task is not None]
             heapq.heapify(self._waiting)
             self._gone = 0
         return Abort.SUCCEEDED
