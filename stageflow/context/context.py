@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any, cast, final
+from typing import Any, ClassVar, cast, final
 
 import attrs
 
@@ -151,6 +151,8 @@ class PipelineContext(Context):
     artifacts: tuple[Artifact, ...] = attrs.field(default=(), converter=_as_tuple)
     metadata: Mapping[str, Any] = attrs.field(default=None, converter=_frozen_mapping)
     timeouts: Mapping[str, float | None] = attrs.field(default=None, converter=_frozen_mapping)
+
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]  # a mapping is always in it
 
     def __attrs_post_init__(self) -> None:
         for artifact in self.artifacts:

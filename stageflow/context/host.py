@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["RunState", "StageHost", "StagePart"]
 
 
-@attrs.define(eq=False, kw_only=True)
+@attrs.define(eq=False, repr=False, kw_only=True)
 class RunState:
     """What the contexts of all stages of one run share.
 

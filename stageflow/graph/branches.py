@@ -33,7 +33,7 @@ TRUNK = 0
 
 
 @final
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Branch:
     """A region of a graph with its own cancel scope and nursery.
 

@@ -28,7 +28,7 @@ __all__ = ["Edge", "Plan", "Shape", "Special", "admission", "armed", "compile_pl
 
 
 @final
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Shape:
     """Names and branches: what a record of a run needs to know of the graph, without the code of its stages.
 
@@ -66,7 +66,7 @@ class Edge(enum.Enum):
 
 
 @final
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Special:
     """What is special about how a stage is run. Where nothing is, the engine has nothing to look at.
 
@@ -90,7 +90,7 @@ class Special:
 
 
 @final
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Plan:
     """What the engine reads of every stage while it runs, by the stage's number: no names to look up, nothing to scan.
 

@@ -78,7 +78,7 @@ def _inputs(declared: Any) -> Any:
 
 
 @final
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False)
 class Settings:
     """What a pipeline says for all of its stages, and for its runs, checked.
 

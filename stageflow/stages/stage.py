@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, final, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    ParamSpec,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    final,
+    runtime_checkable,
+)
 
 import attrs
 
@@ -113,6 +124,8 @@ class StageSpec:
         default=None, repr=False, eq=False
     )
     declared_at: tuple[str, int] | None = attrs.field(default=None, repr=False, eq=False)
+
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]  # a mapping is in it
 
     @property
     def stoppable(self) -> bool:
