@@ -21,7 +21,6 @@ from stageflow.errors import (
     DefinitionError,
     DefinitionWarning,
     DuplicateStageError,
-    Fault,
     IdempotencyConflictError,
     MaxDepthError,
     MissingOutputError,
@@ -60,6 +59,7 @@ _LATER = {
     "Change": "stageflow.context.delta",
     "Delta": "stageflow.context.delta",
     "Difference": "stageflow.stages.compatibility",
+    "Fault": "stageflow.stages.fault",
     "OutputBag": "stageflow.context.bag",
     "ProcessContext": "stageflow.stages.threads",
     "Retry": "stageflow.stages.retry",
@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from stageflow.context.bag import OutputBag
     from stageflow.context.delta import Change, Delta
     from stageflow.stages.compatibility import Breaks, Difference, compatibility
+    from stageflow.stages.fault import Fault
     from stageflow.stages.retry import Retry
     from stageflow.stages.structure import register_structure_hook
     from stageflow.stages.threads import ProcessContext

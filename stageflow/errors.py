@@ -28,13 +28,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-import attrs
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from stageflow.engine.results import PipelineResults
     from stageflow.journal.record import StageRecord, StageState
+    from stageflow.stages.fault import Fault
 
 __all__ = [
     "ContractViolation",
@@ -42,7 +41,6 @@ __all__ = [
     "DefinitionError",
     "DefinitionWarning",
     "DuplicateStageError",
-    "Fault",
     "IdempotencyConflictError",
     "MaxDepthError",
     "MissingOutputError",
@@ -210,24 +208,6 @@ class StageTimeoutError(StageExecutionError, TimeoutError):
 
 class UnifiedPipelineCancelled(PipelineTerminated):
     """A run was cancelled: a stage returned `StageOutput.cancel`, or `Run.cancel` was called."""
-
-
-@attrs.frozen(kw_only=True)
-class Fault:
-    """One way in which a value is not what was declared.
-
-    Attributes:
-        path: Where in the value, as one would write it: ``doc.pages[3].title``.
-        found: What is there, in words.
-        wanted: What should be there, in words.
-    """
-
-    path: str
-    found: str
-    wanted: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: wanted {self.wanted}, found {self.found}"
 
 
 class ContractViolation(StageflowError, TypeError):

@@ -24,6 +24,7 @@ LATER = {
     "stageflow.engine.nested",
     "stageflow.stages.compatibility",
     "stageflow.stages.contract",
+    "stageflow.stages.fault",
     "stageflow.stages.fields",
     "stageflow.stages.retry",
     "stageflow.stages.structure",

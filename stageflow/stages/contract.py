@@ -23,8 +23,9 @@ from cattrs.errors import (
     StructureHandlerNotFoundError,
 )
 
-from stageflow.errors import ContractViolation, DefinitionError, Fault, in_words
+from stageflow.errors import ContractViolation, DefinitionError, in_words
 from stageflow.stages.compatibility import weaknesses
+from stageflow.stages.fault import Fault
 from stageflow.stages.fields import parts_of
 from stageflow.stages.policy import spelled
 from stageflow.stages.structure import NOTHING, Hook, Mismatch, converter_of_contracts, is_class_with_fields, is_literal

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Union, cast, final, get_args, get_origin
 
 import attrs
 
-from stageflow.errors import ContractViolation, DefinitionError, Fault, in_words, nearest
+from stageflow.errors import ContractViolation, DefinitionError, in_words, nearest
 from stageflow.stages.contract import Contract
+from stageflow.stages.fault import Fault
 from stageflow.stages.policy import shown, spelled
 from stageflow.stages.runner import is_context, own_parameters
 
