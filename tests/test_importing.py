@@ -20,6 +20,7 @@ LATER = {
     "stageflow.context.alignment",
     "stageflow.context.bag",
     "stageflow.context.delta",
+    "stageflow.context.host",  # for type checkers only
     "stageflow.engine.maps",
     "stageflow.engine.nested",
     "stageflow.stages.compatibility",

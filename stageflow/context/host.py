@@ -1,56 +1,35 @@
-"""What a stage's context asks of the engine: `StageHost`, and the `RunState` that the contexts of a run share."""
+"""What a stage's context asks of the engine. Only type checkers ask for it, so a program never loads this module."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-import attrs
-
-from stageflow.context.context import PipelineContext
-from stageflow.output import Artifact
-
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
     from contextlib import AbstractContextManager
 
     import trio
 
+    from stageflow.context.context import PipelineContext
+    from stageflow.context.state import RunState
     from stageflow.engine import PipelineResults
     from stageflow.graph import Graph
     from stageflow.output import StageOutput
 
-__all__ = ["RunState", "StageHost", "StagePart"]
+__all__ = ["Limit", "StageHost", "StagePart"]
 
 
-@attrs.define(eq=False, repr=False, kw_only=True)
-class RunState:
-    """What the contexts of all stages of one run share.
+class Limit(Protocol):
+    """What the engine tells a timer of the limit on an attempt."""
 
-    Attributes:
-        pipeline: The pipeline's name.
-        run_id: The run's id.
-        origin: The description the run was started with.
-        started: When it began, on Trio's clock.
-        deadline: When the scopes that stood around the run at that moment will cancel it, or its own deadline.
-        artifacts: Every artifact so far.
-        key: What stands for the run in keys of idempotency, if that is not its id.
-        depth: How many runs it is nested in.
-        parent: The id of the run it is nested in, or `None`.
-        lent: Instead of a `Limit`, the one that stages of this run take from: a stage around it holds a token of the
-            former, and lends that.
-    """
+    @property
+    def deadline(self) -> float:
+        """When the limit is reached, on Trio's clock; `math.inf` for never."""
+        ...
 
-    pipeline: str
-    run_id: str
-    origin: PipelineContext
-    started: float
-    deadline: float
-    artifacts: list[Artifact]
-    key: str | None = None
-    depth: int = 0
-    parent: str | None = None
-    lent: Mapping[Any, Any] = attrs.field(factory=dict[Any, Any])  # this layer does not know limits
+    def extend(self, seconds: float) -> None:
+        """Moves that moment."""
+        ...
 
 
 class StagePart(Protocol):

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol, final
+from typing import TYPE_CHECKING, final
 
 import trio
 
-__all__ = ["Limit", "PipelineTimer"]
+if TYPE_CHECKING:
+    from stageflow.context.host import Limit
 
-
-class Limit(Protocol):
-    """What the engine tells a timer of the limit on an attempt."""
-
-    @property
-    def deadline(self) -> float:
-        """When the limit is reached, on Trio's clock; `math.inf` for never."""
-        ...
-
-    def extend(self, seconds: float) -> None:
-        """Moves that moment."""
-        ...
+__all__ = ["PipelineTimer"]
 
 
 @final

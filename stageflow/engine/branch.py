@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from stageflow.context import PipelineContext
-    from stageflow.context.host import RunState, StagePart
+    from stageflow.context.host import StagePart
+    from stageflow.context.state import RunState
     from stageflow.engine.execution import Execution
     from stageflow.engine.maps import MapPlan
     from stageflow.engine.results import PipelineResults

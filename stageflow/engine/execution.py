@@ -10,8 +10,8 @@ import attrs
 import trio
 from trio.lowlevel import Abort, checkpoint_if_cancelled, wait_task_rescheduled
 
-from stageflow.context.host import RunState
 from stageflow.context.ids import new_run_id
+from stageflow.context.state import RunState
 from stageflow.engine.branch import BranchRun, is_cancelled
 from stageflow.engine.collector import Collector
 from stageflow.engine.paths import item_of
