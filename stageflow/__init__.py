@@ -16,24 +16,34 @@ from stageflow.context import (
 )
 from stageflow.engine import PipelineResults, Run
 from stageflow.errors import (
+    CheckpointError,
+    CompensationError,
     ContractViolation,
     CycleError,
     DefinitionError,
     DefinitionWarning,
     DuplicateStageError,
     IdempotencyConflictError,
+    LeaseLostError,
     MaxDepthError,
     MissingOutputError,
     OutputConflictError,
     PipelineTerminated,
     ProcessKilledError,
+    RecordedError,
+    ResumeRefusedError,
+    RunExistsError,
+    RunParkedError,
     StageExecutionError,
     StageflowError,
     StageTimeoutError,
     StagnationError,
+    StoreError,
     TenantMismatchError,
     UnifiedPipelineCancelled,
+    UnknownRunError,
     UnknownStageError,
+    UnstorableValueError,
 )
 from stageflow.frozen import FrozenDict, FrozenList
 from stageflow.journal import Attempt, Cause, CauseKind, RunStatus, StageRecord, StageState
@@ -57,21 +67,38 @@ from stageflow.stages import (
 _LATER = {
     "Breaks": "stageflow.stages.compatibility",
     "Change": "stageflow.context.delta",
+    "Compensation": "stageflow.stages.compensation",
+    "CompensationRecord": "stageflow.journal.undo",
+    "CompensationStatus": "stageflow.journal.undo",
     "Delta": "stageflow.context.delta",
     "Difference": "stageflow.stages.compatibility",
     "Fault": "stageflow.stages.fault",
     "OutputBag": "stageflow.context.bag",
     "ProcessContext": "stageflow.stages.threads",
+    "ResumePlan": "stageflow.journal.resume",
     "Retry": "stageflow.stages.retry",
+    "RunInfo": "stageflow.journal.store",
+    "Store": "stageflow.journal.store",
     "Trace": "stageflow.trace",
+    "Transaction": "stageflow.context.transaction",
+    "UndoRecord": "stageflow.journal.undo",
+    "UndoState": "stageflow.journal.undo",
     "compatibility": "stageflow.stages.compatibility",
+    "open_store": "stageflow.journal.store",
+    "register_journal_type": "stageflow.journal.codec",
     "register_structure_hook": "stageflow.stages.structure",
 }
 
 if TYPE_CHECKING:
     from stageflow.context.bag import OutputBag
     from stageflow.context.delta import Change, Delta
+    from stageflow.context.transaction import Transaction
+    from stageflow.journal.codec import register_journal_type
+    from stageflow.journal.resume import ResumePlan
+    from stageflow.journal.store import RunInfo, Store, open_store
+    from stageflow.journal.undo import CompensationRecord, CompensationStatus, UndoRecord, UndoState
     from stageflow.stages.compatibility import Breaks, Difference, compatibility
+    from stageflow.stages.compensation import Compensation
     from stageflow.stages.fault import Fault
     from stageflow.stages.retry import Retry
     from stageflow.stages.structure import register_structure_hook
@@ -99,6 +126,11 @@ __all__ = [
     "Cause",
     "CauseKind",
     "Change",
+    "CheckpointError",
+    "Compensation",
+    "CompensationError",
+    "CompensationRecord",
+    "CompensationStatus",
     "Context",
     "ContextSnapshot",
     "ContractViolation",
@@ -114,6 +146,7 @@ __all__ = [
     "IdempotencyConflictError",
     "Interceptor",
     "Join",
+    "LeaseLostError",
     "Limit",
     "MaxDepthError",
     "MissingOutputError",
@@ -128,8 +161,14 @@ __all__ = [
     "PipelineTimer",
     "ProcessContext",
     "ProcessKilledError",
+    "RecordedError",
+    "ResumePlan",
+    "ResumeRefusedError",
     "Retry",
     "Run",
+    "RunExistsError",
+    "RunInfo",
+    "RunParkedError",
     "RunStatus",
     "Stage",
     "StageContext",
@@ -145,12 +184,21 @@ __all__ = [
     "StageTimeoutError",
     "StageflowError",
     "StagnationError",
+    "Store",
+    "StoreError",
     "TenantMismatchError",
     "Trace",
+    "Transaction",
+    "UndoRecord",
+    "UndoState",
     "UnifiedPipelineCancelled",
+    "UnknownRunError",
     "UnknownStageError",
+    "UnstorableValueError",
     "compatibility",
+    "open_store",
     "optional",
+    "register_journal_type",
     "register_structure_hook",
     "run_stage",
     "stage",

@@ -18,7 +18,17 @@
     ├── ProcessKilledError                   a stage's process died; .stage .exit_code
     ├── MaxDepthError                        runs are nested too deep; .depth
     ├── TenantMismatchError                  what belongs to one tenant was given to another; .tenant .owner
-    └── IdempotencyConflictError             a key was used again for something else; .key .stage
+    ├── IdempotencyConflictError             a key was used again for something else; .key .stage
+    ├── RecordedError                        stands for what a stage had raised in another process; .kind .traceback
+    ├── CompensationError                    a run was undone, so there is nothing to go on with; .run_id
+    └── CheckpointError                      a run could not be recorded, or not be resumed; .run_id .results
+        ├── StoreError                         the store failed, or what it holds is damaged
+        ├── UnstorableValueError (TypeError)   a value cannot be kept as it is; .stage .path
+        ├── LeaseLostError                     the run belongs to another process by now; .holder
+        ├── RunExistsError                     a run id was used twice
+        ├── UnknownRunError (KeyError)         there is no such run
+        ├── ResumeRefusedError                 a run cannot be resumed just like that; .plan
+        └── RunParkedError                     a run was resumed too often; .recoveries
 
 The data of an error is in its attributes; its message says what happened, where, and what to do about it. Every error
 survives `pickle` and `copy` with its attributes (not with its traceback).
@@ -33,27 +43,39 @@ if TYPE_CHECKING:
 
     from stageflow.engine.results import PipelineResults
     from stageflow.journal.record import StageRecord, StageState
+    from stageflow.journal.resume import ResumePlan
+    from stageflow.journal.undo import CompensationRecord
     from stageflow.stages.fault import Fault
 
 __all__ = [
+    "CheckpointError",
+    "CompensationError",
     "ContractViolation",
     "CycleError",
     "DefinitionError",
     "DefinitionWarning",
     "DuplicateStageError",
     "IdempotencyConflictError",
+    "LeaseLostError",
     "MaxDepthError",
     "MissingOutputError",
     "OutputConflictError",
     "PipelineTerminated",
     "ProcessKilledError",
+    "RecordedError",
+    "ResumeRefusedError",
+    "RunExistsError",
+    "RunParkedError",
     "StageExecutionError",
     "StageTimeoutError",
     "StageflowError",
     "StagnationError",
+    "StoreError",
     "TenantMismatchError",
     "UnifiedPipelineCancelled",
+    "UnknownRunError",
     "UnknownStageError",
+    "UnstorableValueError",
     "in_words",
     "nearest",
     "ungroup",
@@ -161,6 +183,11 @@ class PipelineTerminated(StageflowError):
         self.run_id: str = results.run_id
         self.stage = stage
         self.reason = reason
+
+    @property
+    def compensation(self) -> CompensationRecord | None:
+        """What was undone of the run, stage by stage, and what was not; `None` if there was nothing to undo."""
+        return self.results.compensation
 
 
 class StageExecutionError(PipelineTerminated):
@@ -340,6 +367,134 @@ class IdempotencyConflictError(StageflowError):
         super().__init__(
             f"stage {stage!r} was called again under the key {key!r}, but with other parameters; a key stands for one "
             f"piece of work, so derive it from all that the work depends on"
+        )
+
+
+class RecordedError(StageflowError):
+    """Stands for an exception that a stage had raised in an earlier process, of which only words were kept.
+
+    Attributes:
+        kind: The class of that exception, as ``module:qualname``.
+        traceback: Where it was raised, as text; empty if that is not known.
+    """
+
+    def __init__(self, message: str, *, kind: str, traceback: str) -> None:
+        self.kind = kind
+        self.traceback = traceback
+        super().__init__(message)
+
+
+class CompensationError(StageflowError):
+    """A run was undone, so there is nothing to go on with.
+
+    Attributes:
+        run_id: The run.
+    """
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        super().__init__(
+            f"run {run_id} was undone, so it cannot be gone on with; start a new one from where it was with fork()"
+        )
+
+
+class CheckpointError(StageflowError):
+    """A run could not be recorded, or what was recorded of it could not be used.
+
+    Attributes:
+        run_id: The run; `None` if it is about a store as a whole.
+        results: Everything the run knows, if it was going: nothing that had finished is lost from there.
+    """
+
+    results: PipelineResults | None = None
+
+    def __init__(self, message: str, *, run_id: str | None = None) -> None:
+        self.run_id = run_id
+        super().__init__(message)
+
+
+class StoreError(CheckpointError):
+    """A store failed: it could not read or write, or what it holds is damaged."""
+
+
+class UnstorableValueError(CheckpointError, TypeError):
+    """A value would not be the same again when it is read from a store, so it was not written.
+
+    Attributes:
+        stage: The stage that gave it; `None` for the data of a run.
+        path: Where in the value, as one would write it: ``data.pages[3].taken_at``.
+    """
+
+    def __init__(self, *, run_id: str | None, stage: str | None, path: str, why: str) -> None:
+        self.stage = stage
+        self.path = path
+        giver = "what the run was given" if stage is None else f"what stage {stage!r} gave"
+        super().__init__(f"{giver} cannot be kept in a store as it is: {path}: {why}", run_id=run_id)
+
+
+class LeaseLostError(CheckpointError):
+    """A run belongs to another process, which goes on with it; this one has written nothing since.
+
+    Attributes:
+        holder: The process that has it; `None` if that is not known.
+    """
+
+    def __init__(self, run_id: str, *, holder: str | None) -> None:
+        self.holder = holder
+        by = "another process" if holder is None else holder
+        super().__init__(
+            f"run {run_id} is in the hands of {by}; leave it there, or resume it when its lease has ended",
+            run_id=run_id,
+        )
+
+
+class RunExistsError(CheckpointError):
+    """A run was started under an id that a run in this store has already."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(
+            f"there is a run {run_id} in this store already; resume that one, or leave out run_id= so that the run "
+            f"draws an id of its own",
+            run_id=run_id,
+        )
+
+
+class UnknownRunError(CheckpointError, KeyError):
+    """There is no run of that id in the store."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"there is no run {run_id} in this store", run_id=run_id)
+
+    def __str__(self) -> str:
+        # KeyError would show the repr of the message.
+        return str(self.args[0])
+
+
+class ResumeRefusedError(CheckpointError):
+    """A run cannot be resumed without a word on what has changed since, or on what may or may not have happened.
+
+    Attributes:
+        plan: What resuming it would do, stage by stage, and why.
+    """
+
+    def __init__(self, message: str, *, run_id: str, plan: ResumePlan | None) -> None:
+        self.plan = plan
+        super().__init__(message, run_id=run_id)
+
+
+class RunParkedError(CheckpointError):
+    """A run was resumed again and again, and each time the process died.
+
+    Attributes:
+        recoveries: How often it was resumed since it last came to an end.
+    """
+
+    def __init__(self, run_id: str, *, recoveries: int) -> None:
+        self.recoveries = recoveries
+        super().__init__(
+            f"run {run_id} was resumed {recoveries} times, and each time its process died before the run ended; see "
+            f"what kills it, then resume it with unpark=True",
+            run_id=run_id,
         )
 
 

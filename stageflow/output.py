@@ -45,6 +45,7 @@ class StageOutput:
         error: The error of a `fail`.
         recoverable: Whether the stage calls that failure recoverable.
         of: The stage whose branch a `cancel_branch` ends, or which a `retry` sends back, if not the stage itself.
+        compensate: Whether a `cancel_branch` has what was done in the branch undone.
     """
 
     status: StageStatus
@@ -53,6 +54,7 @@ class StageOutput:
     error: Exception | None = None
     recoverable: bool = False
     of: str | None = None
+    compensate: bool = False
 
     @classmethod
     def ok(cls, data: Any = None, /, **fields: Any) -> StageOutput:
@@ -99,17 +101,20 @@ class StageOutput:
         return cls(StageStatus.CANCEL, reason=said(reason, "StageOutput.cancel"))
 
     @classmethod
-    def cancel_branch(cls, reason: str, *, of: str | None = None) -> StageOutput:
+    def cancel_branch(cls, reason: str, *, of: str | None = None, compensate: bool = False) -> StageOutput:
         """This branch shall end, and nothing else. Joins beyond it see its output as absent; the run ends `PARTIAL`.
 
         Args:
             reason: Why.
             of: A stage upstream on the same line, whose branch shall end instead. Everything that runs in it is
                 cancelled, and its partial output kept.
+            compensate: Whether what was done in the branch is undone, as its stages say with ``compensate=``; except
+                for what a stage outside of it has used that has succeeded.
         """
         if of is not None and not isinstance(cast("object", of), str):
             raise TypeError(f"StageOutput.cancel_branch(of=...) takes the name of a stage, not {of!r}")
-        return cls(StageStatus.CANCEL_BRANCH, reason=said(reason, "StageOutput.cancel_branch"), of=of)
+        reason = said(reason, "StageOutput.cancel_branch")
+        return cls(StageStatus.CANCEL_BRANCH, reason=reason, of=of, compensate=compensate)
 
     @classmethod
     def retry(cls, reason: str, *, stage: str | None = None) -> StageOutput:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from stageflow.context import PipelineContext, StageContext
     from stageflow.engine import PipelineResults
+    from stageflow.journal.store import Store
 
 __all__ = ["Pipeline"]
 
@@ -66,6 +67,10 @@ class Pipeline:
         limits: How many stages may use a thing at once, by its name: a number for each run, or a `Limit` that several
             share. Stages say ``uses="name"``.
         max_running: How many stages of a run may run at once; `None` for all that can.
+        compensate_on: What a run has to come to for those of its stages to be undone that say ``compensate=``:
+            ``"fail"``, ``"cancel"``, or also ``"interrupt"``, which is when the caller cancels it.
+        undo_limit: How many undos are called at once.
+        compensation_budget: The seconds for which undoing is shielded after the caller has cancelled the run.
 
     Raises:
         DefinitionError: An argument is wrong.
@@ -100,6 +105,9 @@ class Pipeline:
         interceptors: Iterable[Interceptor] = (),
         limits: Mapping[str, int | Limit] | None = None,
         max_running: int | None = None,
+        compensate_on: Iterable[str] = ("fail", "cancel"),
+        undo_limit: int = 16,
+        compensation_budget: float = 5.0,
     ) -> None:
         self.name: str = check_name(name, "a pipeline")
         self.settings: Settings = Settings(
@@ -111,6 +119,9 @@ class Pipeline:
             limits={} if limits is None else limits,
             max_running=max_running,
             inputs=inputs,
+            compensate_on=compensate_on,
+            undo_limit=undo_limit,
+            compensation_budget=compensation_budget,
         )
         # Pipelines that grew out of each other share one log of declarations, of which each sees the first `_length`.
         self._log: dict[str, StageSpec] = {}
@@ -235,7 +246,7 @@ class Pipeline:
                 inputs=DEFAULT,
             )
             carried = runner.options if isinstance(runner, StageFunction) else {}
-            for option in ("after", "join", "when", "on_failure"):
+            for option in ("after", "join", "when", "on_failure", "aka"):
                 if option in carried:
                     raise DefinitionError(
                         f"{option}= of {shown(cast('object', runner))} means nothing for an item of map {title!r}"
@@ -298,7 +309,13 @@ class Pipeline:
                 attrs.evolve(edge, stage=prefix + edge.stage) if edge.stage in own else edge for edge in spec.after
             )
             sources = {name: prefix + stage if stage in own else stage for name, stage in spec.sources.items()}
-            renamed = attrs.evolve(spec, name=prefix + spec.name, after=inner or edges, sources=FrozenDict(sources))
+            renamed = attrs.evolve(
+                spec,
+                name=prefix + spec.name,
+                aka=tuple(prefix + name for name in spec.aka),
+                after=inner or edges,
+                sources=FrozenDict(sources),
+            )
             # What has no limit for another reason than that it is a plain function runs others, and may be a map.
             added.append(_over_renamed(renamed, prefix, own) if spec.unlimited and not spec.plain else renamed)
         return self._with(added)
@@ -312,15 +329,21 @@ class Pipeline:
             CycleError: Stages wait for each other.
 
         Warns:
-            DefinitionWarning: A stage needs all of several stages of which a route chooses one.
+            DefinitionWarning: A stage needs all of several stages of which a route chooses one. Or a stage that is
+                irrevocable comes before one that may fail, or one that says ``compensate=`` after a pivot.
         """
         if self._graph is None:
             self._graph = StageGraph(self.name, self._stages(), self.settings)
         return self._graph
 
-    async def run(self, ctx: PipelineContext | Mapping[str, Any] | AttrsInstance | None = None) -> PipelineResults:
+    async def run(
+        self,
+        ctx: PipelineContext | Mapping[str, Any] | AttrsInstance | None = None,
+        *,
+        store: Store | None = None,
+    ) -> PipelineResults:
         """Builds the graph, unless that is done, and runs it: see `StageGraph.run`."""
-        return await self.build().run(ctx)
+        return await self.build().run(ctx, store=store)
 
     def __len__(self) -> int:
         return self._length

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Unpack, cast, final
 import attrs
 
 from stageflow.context import PipelineContext, StageContext
-from stageflow.engine import PipelineResults, Run, open_run, run_to_end
+from stageflow.engine import Begin, PipelineResults, Run, open_run, run_to_end
 from stageflow.errors import DefinitionError
 from stageflow.graph import Graph
 from stageflow.journal import StageState
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from attrs import AttrsInstance
     from rich.console import RenderableType
+
+    from stageflow.journal.resume import Probe, ResumePlan
+    from stageflow.journal.store import Store
 
 __all__ = ["StageGraph", "run_stage"]
 
@@ -33,7 +36,12 @@ class StageGraph(Graph):
 
     __slots__ = ()
 
-    async def run(self, ctx: PipelineContext | Mapping[str, Any] | AttrsInstance | None = None) -> PipelineResults:
+    async def run(
+        self,
+        ctx: PipelineContext | Mapping[str, Any] | AttrsInstance | None = None,
+        *,
+        store: Store | None = None,
+    ) -> PipelineResults:
         """Runs the graph in the calling task, and waits until everything has ended.
 
         The stages of the trunk run in the calling task itself. What they set in context variables stays set there.
@@ -41,6 +49,7 @@ class StageGraph(Graph):
         Args:
             ctx: What the stages shall know: a `PipelineContext`; a mapping or an attrs instance, which is taken as its
                 `data`; or nothing.
+            store: Where the run is recorded, so that it survives its process; see `open_store` and `resume`.
 
         Returns:
             The outputs of all stages that succeeded, and a record of every stage. The run's status is then `SUCCEEDED`,
@@ -51,13 +60,124 @@ class StageGraph(Graph):
             StageExecutionError: A stage failed; a `StageTimeoutError` if its limit was the reason, or if the run has
                 reached its deadline.
             UnifiedPipelineCancelled: A stage returned `StageOutput.cancel`.
+            CheckpointError: The run could not be recorded. `UnstorableValueError`: a value would not be the same again;
+                `StoreError`: the store failed; `LeaseLostError`: another process has the run; `RunExistsError`: there
+                is a run of that id, and nothing has started. What else the run would have raised is its cause, and
+                what had finished is in its `results`.
             trio.Cancelled: A scope around the call was cancelled; all stages have been cancelled, and have ended. To
                 see what had finished by then, use `open`.
         """
-        return await run_to_end(self, _as_context(ctx))
+        return await run_to_end(self, _as_context(ctx), None if store is None else _beginning(store))
+
+    async def resume(
+        self,
+        run_id: str,
+        *,
+        store: Store,
+        tenant: str | None = None,
+        on_change: str = "refuse",
+        in_doubt: str | Probe = "rerun",
+        unpark: bool = False,
+    ) -> PipelineResults:
+        """Goes on with a run from where it failed, was cancelled, was interrupted, or its process died.
+
+        What succeeded is not run again, nor what a stage or the caller had skipped or cancelled with its branch. What
+        failed, was cancelled or was cut short runs again, and what never ran runs, in the form that it has now. Limits
+        and deadlines begin anew.
+
+        Args:
+            run_id: The run.
+            store: Where it is recorded.
+            tenant: On whose behalf.
+            on_change: What it means that the code of a stage that has ended is not what it was: ``"refuse"`` to
+                resume, ``"reuse"`` what it gave, or ``"rerun"`` it and what comes after. The last two also accept that
+                stages of which something is recorded are no longer there.
+            in_doubt: What becomes of a stage with effects (`StageKind.WORK`) that was entered, and is not known to have
+                ended: ``"rerun"`` it, ``"hold"`` and do not resume, or an async function of its name and its
+                `idempotency_key` that finds out: it returns what the stage gave, as `StageOutput.ok`, or `None` if it
+                took no effect, and it is run again then.
+            unpark: Whether to resume it even if its process has died again and again.
+
+        Returns:
+            As `run` does. A run that is over already is not run again: its results are returned.
+
+        Raises:
+            ResumeRefusedError: Something has changed, or is in doubt; `plan` says what, and nothing has been done.
+            LeaseLostError: Another process has the run in hand.
+            RunParkedError: Its process has died too often.
+            UnknownRunError: There is no such run.
+            TenantMismatchError: It is another tenant's.
+            StageflowError: What `run` raises, for the same reasons.
+            trio.Cancelled: As in `run`.
+        """
+        from stageflow.engine.durable import resuming
+
+        begin = resuming(run_id, store, tenant=tenant, on_change=on_change, in_doubt=in_doubt, unpark=unpark)
+        return await run_to_end(self, _NO_CONTEXT, begin)
+
+    async def plan_resume(
+        self,
+        run_id: str,
+        *,
+        store: Store,
+        tenant: str | None = None,
+        on_change: str = "refuse",
+        in_doubt: str | Probe = "rerun",
+    ) -> ResumePlan:
+        """Says what `resume` would do with every stage, and why. It does nothing, and takes nothing in hand.
+
+        Raises:
+            UnknownRunError: There is no such run.
+            TenantMismatchError: It is another tenant's.
+            StoreError: What is recorded of it is damaged.
+        """
+        from stageflow.engine.durable import plan_resume
+
+        return await plan_resume(self, run_id, store, tenant=tenant, on_change=on_change, in_doubt=in_doubt)
+
+    async def fork(
+        self,
+        run_id: str,
+        *,
+        from_stage: str,
+        store: Store,
+        tenant: str | None = None,
+        on_change: str = "refuse",
+        fork_id: str | None = None,
+    ) -> PipelineResults:
+        """Runs a stage of another run, and all that comes after it, in a new run; the rest is taken from the other one.
+
+        The other run stays as it is.
+
+        Args:
+            run_id: The other run.
+            from_stage: The stage from which on things are to be done again.
+            store: Where the other run is recorded, and this one will be.
+            tenant: On whose behalf.
+            on_change: As in `resume`, for the stages that are taken over.
+            fork_id: The new run's id; if left out, it draws one.
+
+        Returns:
+            As `run` does.
+
+        Raises:
+            UnknownStageError: There is no stage of that name.
+            ResumeRefusedError: Something has changed of what would be taken over.
+            UnknownRunError: There is no such run.
+            TenantMismatchError: It is another tenant's.
+            StageflowError: What `run` raises, for the same reasons.
+            trio.Cancelled: As in `run`.
+        """
+        from stageflow.engine.durable import forking
+
+        begin = forking(run_id, store, from_stage=from_stage, tenant=tenant, on_change=on_change, fork_id=fork_id)
+        return await run_to_end(self, _NO_CONTEXT, begin)
 
     def open(
-        self, ctx: PipelineContext | Mapping[str, Any] | AttrsInstance | None = None
+        self,
+        ctx: PipelineContext | Mapping[str, Any] | AttrsInstance | None = None,
+        *,
+        store: Store | None = None,
     ) -> AbstractAsyncContextManager[Run]:
         """Runs the graph beside a block: ``async with graph.open(ctx) as run``.
 
@@ -67,11 +187,12 @@ class StageGraph(Graph):
 
         Args:
             ctx: As in `run`.
+            store: As in `run`.
 
         Returns:
             A context manager, which gives the `Run`.
         """
-        return open_run(self, _as_context(ctx))
+        return open_run(self, _as_context(ctx), None if store is None else _beginning(store))
 
     def build(self) -> StageGraph:
         """Gives the graph itself, so that it can stand wherever a pipeline can."""
@@ -152,6 +273,12 @@ def _giver(output: StageOutput | Mapping[str, Any]) -> Callable[[StageContext], 
 
 
 _NO_CONTEXT = PipelineContext()
+
+
+def _beginning(store: Store) -> Begin:
+    from stageflow.engine.durable import beginning
+
+    return beginning(store)
 
 
 def _as_context(ctx: PipelineContext | Mapping[str, Any] | AttrsInstance | None) -> PipelineContext:

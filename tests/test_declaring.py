@@ -305,6 +305,19 @@ MISTAKES: dict[str, tuple[Callable[[], object], list[str]]] = {
     "a retry that is none": (declared("x", body, retry=3), ["retry=", "'x'", "Retry(attempts=3)", "3"]),
     "a priority that is none": (declared("x", body, priority="high"), ["priority=", "'x'", "'high'", "whole number"]),
     "a limit that is no name": (declared("x", body, uses=3), ["uses=", "'x'", "name of a limit", "3"]),
+    "an empty version": (declared("x", body, version=""), ["version= of stage 'x'", "not empty", "''"]),
+    "a version of white space": (declared("x", body, version=" "), ["version= of stage 'x'", "not empty"]),
+    "a version that is a number": (
+        declared("x", body, version=2),
+        ["version= of stage 'x'", "not 2", 'write it as a string: version="2"'],
+    ),
+    "a version that is none": (declared("x", body, version=None), ["version= of stage 'x'", "None"]),
+    "a former name that is none": (declared("x", body, aka=3), ["aka= of stage 'x'", "before", "3"]),
+    "an empty former name": (declared("x", body, aka=["y", ""]), ["aka= of stage 'x'", "''"]),
+    "a padded former name": (declared("x", body, aka=" y"), ["aka= of stage 'x'", "white space", "' y'"]),
+    "its own former name": (declared("x", body, aka=["y", "x"]), ["aka= of stage 'x'", "the stage itself"]),
+    "a former name twice": (declared("x", body, aka=["y", "y"]), ["aka= of stage 'x'", "'y' twice"]),
+    "former names in a mapping": (declared("x", body, aka={"y": 1}), ["aka= of stage 'x'", "or several"]),
     "a generator": (declared("x", generator), ["'x'", "async generator", "save_partial()"]),
     "no function at all": (declared("x", 42), ["'x'", "cannot be run", "42"]),
     "a function of too much": (declared("x", cast("Any", two_arguments)), ["'x'", "called with the context", "two"]),
@@ -357,10 +370,9 @@ def test_a_mistake_is_a_definition_error_that_says_what_and_where(
     assert [part for part in parts if part not in message] == [], message
 
 
-@pytest.mark.parametrize("option", ["compensate", "version"])
-def test_an_option_that_is_not_built_is_not_accepted(option: str) -> None:
-    with pytest.raises(DefinitionError, match=f"unknown option '{option}'"):
-        declared("x", body, **{option: None})()
+def test_an_option_that_is_not_built_is_not_accepted() -> None:
+    with pytest.raises(DefinitionError, match="unknown option 'compensate'"):
+        declared("x", body, compensate=None)()
 
 
 def test_errors_of_names_carry_them() -> None:
@@ -615,3 +627,35 @@ def test_a_join_that_waits_for_nothing_is_a_mistake(options: Any, essentials: st
 def test_no_stage_is_called_like_the_outermost_branch() -> None:
     with pytest.raises(DefinitionError, match="outermost branch"):
         Pipeline("p").with_stage("trunk", body)
+
+
+async def renamed(ctx: StageContext) -> None:
+    return None
+
+
+@pytest.mark.parametrize(
+    "pipeline",
+    [
+        Pipeline("p").with_stage("x", renamed, version="2", aka=["y", "z"]),
+        Pipeline("p").with_stage(stage(name="x", version="2", aka=("y", "z"))(renamed)),
+        Pipeline("p").with_stage(stage(name="x", version="1", aka="w")(renamed), version="2", aka=iter(["y", "z"])),
+        Pipeline("p").with_map("x", renamed, over=lambda ctx: (), version="2", aka=["y", "z"]),
+        Pipeline("p").with_stage("x", Pipeline("q").with_stage("a", renamed), version="2", aka=["y", "z"]),
+    ],
+    ids=["with_stage", "stage", "with_stage after stage", "with_map", "a pipeline"],
+)
+def test_a_stage_may_say_which_version_it_is_and_what_it_was_called(pipeline: Pipeline) -> None:
+    spec = pipeline.build().stages["x"]
+    assert (spec.version, spec.aka) == ("2", ("y", "z"))
+
+
+def test_a_stage_need_not_say_which_version_it_is_and_what_it_was_called() -> None:
+    spec = chain(1).build().stages["s0"]
+    assert (spec.version, spec.aka) == (None, ())
+
+
+@pytest.mark.parametrize(("options", "option"), [({"version": 2}, "version"), ({"aka": 2}, "aka")])
+def test_a_mistake_in_what_a_stage_was_carries_the_option(options: Any, option: str) -> None:
+    with pytest.raises(DefinitionError) as caught:
+        declared("x", body, **options)()
+    assert (caught.value.stage, caught.value.option) == ("x", option)

@@ -14,11 +14,14 @@ import trio
 
 import stageflow
 from stageflow import (
+    CheckpointError,
+    CompensationError,
     ContractViolation,
     CycleError,
     DefinitionError,
     DuplicateStageError,
     IdempotencyConflictError,
+    LeaseLostError,
     MaxDepthError,
     MissingOutputError,
     OutputConflictError,
@@ -27,6 +30,10 @@ from stageflow import (
     PipelineResults,
     PipelineTerminated,
     ProcessKilledError,
+    RecordedError,
+    ResumeRefusedError,
+    RunExistsError,
+    RunParkedError,
     StageContext,
     StageExecutionError,
     StageflowError,
@@ -34,9 +41,12 @@ from stageflow import (
     StageState,
     StageTimeoutError,
     StagnationError,
+    StoreError,
     TenantMismatchError,
     UnifiedPipelineCancelled,
+    UnknownRunError,
     UnknownStageError,
+    UnstorableValueError,
     errors,
 )
 from tests.stages import (
@@ -96,6 +106,16 @@ SAMPLES: dict[type[StageflowError], Callable[[], StageflowError]] = {
     ProcessKilledError: lambda: ProcessKilledError(stage="render", exit_code=-9),
     MaxDepthError: lambda: MaxDepthError("tree", depth=17),
     IdempotencyConflictError: lambda: IdempotencyConflictError("order 7", stage="charge"),
+    RecordedError: lambda: RecordedError("ValueError: no", kind="builtins:ValueError", traceback="…"),
+    CompensationError: lambda: CompensationError("r"),
+    CheckpointError: lambda: CheckpointError("something", run_id="r"),
+    StoreError: lambda: StoreError("the disk is full"),
+    UnstorableValueError: lambda: UnstorableValueError(run_id="r", stage="a", path="output.x", why="a lock"),
+    LeaseLostError: lambda: LeaseLostError("r", holder="elsewhere"),
+    RunExistsError: lambda: RunExistsError("r"),
+    UnknownRunError: lambda: UnknownRunError("r"),
+    ResumeRefusedError: lambda: ResumeRefusedError("no", run_id="r", plan=None),
+    RunParkedError: lambda: RunParkedError("r", recoveries=5),
 }
 
 

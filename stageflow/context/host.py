@@ -12,9 +12,11 @@ if TYPE_CHECKING:
 
     from stageflow.context.context import PipelineContext
     from stageflow.context.state import RunState
+    from stageflow.context.transaction import Transaction
     from stageflow.engine import PipelineResults
     from stageflow.graph import Graph
-    from stageflow.output import StageOutput
+    from stageflow.journal import Cause
+    from stageflow.output import Artifact, StageOutput
 
 __all__ = ["Limit", "StageHost", "StagePart"]
 
@@ -68,6 +70,10 @@ class StageHost(Protocol):
         """Why the stage is tried again."""
         ...
 
+    def cause_of(self, stage: StagePart) -> Cause | None:
+        """Why the stage is being undone."""
+        ...
+
     def inputs_of(self, stage: StagePart) -> Mapping[str, StageOutput]:
         """The outputs of the stages it comes after."""
         ...
@@ -78,6 +84,14 @@ class StageHost(Protocol):
 
     def on_exit(self, stage: StagePart, name: str, callback: Callable[[], Awaitable[object] | object]) -> None:
         """Has something called when the current attempt has ended."""
+        ...
+
+    def add_artifact(self, stage: StagePart, artifact: Artifact) -> None:
+        """Adds an artifact to the run."""
+        ...
+
+    def transaction(self, stage: StagePart) -> Transaction:
+        """What the current attempt wants to have written together with its end."""
         ...
 
     def cleanup(self, stage: StagePart) -> AbstractContextManager[trio.CancelScope]:

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     import trio
 
     from stageflow.context.host import StageHost, StagePart
+    from stageflow.context.transaction import Transaction
     from stageflow.engine import PipelineResults
+    from stageflow.journal import Cause
     from stageflow.output import StageOutput
     from stageflow.pipeline import Pipeline
     from stageflow.running import StageGraph
 
-__all__ = ["StageContext", "host_of"]
+__all__ = ["StageContext", "host_of", "key_of"]
 
 
 @final
@@ -143,17 +145,19 @@ class StageContext(Context):
         return self._host.feedback_of(self._part)
 
     @property
+    def cause(self) -> Cause | None:
+        """Why the stage is being undone, in the context of its ``compensate=``; `None` while it runs."""
+        return self._host.cause_of(self._part)
+
+    @property
     def idempotency_key(self) -> str:
         """A key for calls to other services that is the same on every try of this stage in this run, and nowhere else.
 
         It is a UUIDv5 over tenant, pipeline, run and stage. In a run within a stage, that stage stands for the run, so
         that what is done again with it has the same keys.
         """
-        from uuid import NAMESPACE_OID, uuid5  # noqa: PLC0415  # only those need it who ask for a key
-
         state = self._host.state
-        scope = [state.origin.tenant, state.pipeline, state.key or state.run_id, self._part.name]
-        return str(uuid5(uuid5(NAMESPACE_OID, "stageflow.idempotency_key"), repr(scope)))
+        return key_of(state.origin.tenant, state.pipeline, state.key or state.run_id, self._part.name)
 
     @property
     def nursery(self) -> trio.Nursery:
@@ -293,10 +297,34 @@ class StageContext(Context):
         tenant = self.tenant
         if artifact.tenant is not None and artifact.tenant != tenant:
             raise TenantMismatchError(f"artifact {artifact.name!r}", tenant=tenant, owner=artifact.tenant)
-        self._host.state.artifacts.append(attrs.evolve(artifact, stage=self._part.name, tenant=tenant))
+        self._host.add_artifact(self._part, attrs.evolve(artifact, stage=self._part.name, tenant=tenant))
+
+    def transaction(self) -> Transaction:
+        """Gives what takes SQL that is written to the run's store in one commit with the end of this attempt.
+
+        So either both are there, or neither: nothing is done twice, and nothing is lost, whatever happens to the
+        process. It is written if the stage succeeds, before anybody hears of that; an error in it is the stage's
+        failure. An attempt has one transaction, however often it asks.
+
+        Raises:
+            RuntimeError: The stage has ended; or the run has no store that has SQL.
+
+        Example::
+
+            async def book(ctx: StageContext) -> None:
+                ctx.transaction().execute("INSERT INTO bookings VALUES (?, ?)", (ctx.run_id, ctx.data["seat"]))
+        """
+        return self._host.transaction(self._part)
 
     def __repr__(self) -> str:
         return f"<StageContext of {self.stage!r} in run {self.run_id}>"
+
+
+def key_of(tenant: str | None, pipeline: str, run: str, stage: str) -> str:
+    """Gives the key of idempotency of a stage."""
+    from uuid import NAMESPACE_OID, uuid5  # noqa: PLC0415  # only those need it who ask for a key
+
+    return str(uuid5(uuid5(NAMESPACE_OID, "stageflow.idempotency_key"), repr([tenant, pipeline, run, stage])))
 
 
 def host_of(ctx: StageContext) -> tuple[StageHost, StagePart]:

@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from stageflow.context import PipelineContext
     from stageflow.context.host import StagePart
     from stageflow.context.state import RunState
+    from stageflow.context.transaction import Transaction
     from stageflow.engine.execution import Execution
     from stageflow.engine.maps import MapPlan
     from stageflow.engine.results import PipelineResults
     from stageflow.engine.strand import Walker
     from stageflow.graph import Branch, Graph
+    from stageflow.output import Artifact
 
 __all__ = ["CALLER", "BranchRun", "is_cancelled"]
 
@@ -62,6 +64,8 @@ class BranchRun:
         early_children: Branches that were to start in it before it had begun itself: its own strand was skipped.
         unknown: What stands for what cancelled the branch, as long as that is not known.
         unexplained: The same of branches in it, and of those in them, which will be explained with this one.
+        undone: Whether what was done in it is undone, since it was ended with ``compensate=True``.
+        early_undos: The branches in it that are still to be undone, from an earlier process.
         unheard: What endings mean for the run, unless it turns out that the caller had cancelled it before.
     """
 
@@ -75,6 +79,8 @@ class BranchRun:
     closed: bool = False
     successor: BranchRun | None = None
     early_children: tuple[BranchRun, ...] = ()
+    undone: bool = False
+    early_undos: tuple[tuple[int, Cause], ...] = ()
     unheard: tuple[Callable[[], None], ...] = ()
     unknown: Cause | None = None
     unexplained: tuple[Any, ...] = ()
@@ -97,6 +103,15 @@ class BranchRun:
             self.expires = nursery.cancel_scope.deadline = self.execution.deadline_of(self)
         for child in self.early_children:
             self.execution.scheduler.start(child, nursery)
+        for branch, cause in self.early_undos:
+            self._undo(branch, cause, nursery)
+
+    def _undo(self, branch: int, cause: Cause, nursery: trio.Nursery) -> None:
+        """Has a branch undone, beside what else there is in this one."""
+        from stageflow.engine.saga import undo_branch  # noqa: PLC0415  # few branches come to that
+
+        name = f"undo {self.execution.shape.branch_names[branch]}"
+        nursery.start_soon(undo_branch, self.execution, branch, cause, name=name)
 
     # Ending
 
@@ -140,12 +155,14 @@ class BranchRun:
             yield branch
             branch = branch.parent
 
-    def end(self, cause: Cause) -> None:
-        """Cancels the branch and everything below it, unless that is happening already."""
+    def end(self, cause: Cause, *, undo: bool = False) -> None:
+        """Cancels the branch and everything below it, unless that is happening already; and has it undone then."""
         if self.closed or self.why() is not None:
             return
-        self.cause = cause
+        self.cause, self.undone = cause, undo
         self.execution.some_branch_ended = True
+        if self.execution.scribe is not None and cause.kind is CauseKind.CANCEL_BRANCH:
+            self.execution.scribe.branch_ended(self.name, cause, undo=undo)
         if self.nursery is not None:
             self.nursery.cancel_scope.cancel(reason=str(cause))
 
@@ -221,6 +238,11 @@ class BranchRun:
         if self.closed:
             return
         self.closed = True
+        if self.undone and self.cause is not None:
+            if self.parent is None or self.parent.nursery is None:
+                self.execution.trunk_undone = True
+            else:
+                self.parent._undo(self.plan.index, self.cause, self.parent.nursery)
         walker, plan = self.walker, self.plan
         assert walker is not None
         if walker.at < len(plan.strand) or plan.children or walker.untold:
@@ -242,6 +264,8 @@ class BranchRun:
                 cause = self.why()
                 if record.started is None:  # it was still waiting for its turn
                     state, cause = StageState.SKIPPED, cause or execution.drained
+                elif execution.lost is not None:  # it was to be tried again
+                    cause = cause or execution.drained
                 execution.collector.settle(record, state, cause or self.blame(), now)
             settled.append(strand[walker.at])
             walker.current = None
@@ -296,6 +320,9 @@ class BranchRun:
         if self.walker is not None and self.walker.tries is not None and self._runs(stage):
             self.walker.tries.beat()
 
+    def cause_of(self, stage: StagePart) -> Cause | None:  # noqa: ARG002
+        return None
+
     def feedback_of(self, stage: StagePart) -> str | None:
         tries = None if self.walker is None else self.walker.tries
         return tries.feedback if tries is not None and self._runs(stage) else None
@@ -309,6 +336,26 @@ class BranchRun:
         execution = self.execution
         record = execution.collector.record(execution.shape.index[stage.name])
         return cleanup(record, execution.graph.settings.cleanup_timeout)
+
+    def add_artifact(self, stage: StagePart, artifact: Artifact) -> None:  # noqa: ARG002  # the artifact says it too
+        self.state.artifacts.append(artifact)
+        if self.execution.scribe is not None:
+            self.execution.scribe.added(artifact)
+
+    def transaction(self, stage: StagePart) -> Transaction:
+        if not self._runs(stage):
+            raise RuntimeError(f"stage {stage.name!r} has ended; its transaction has been written, or given up")
+        scribe = self.execution.scribe
+        if scribe is None or not scribe.book.store.has_sql:
+            raise RuntimeError(
+                f"ctx.transaction() of stage {stage.name!r} needs a run with a store that has SQL: "
+                f'graph.run(store=...) with open_store("sqlite:PATH")'
+            )
+        if self._walker.transaction is None:
+            from stageflow.context.transaction import Transaction  # noqa: PLC0415  # only where one is asked for
+
+            self._walker.transaction = Transaction(scribe.book.store.query)
+        return self._walker.transaction
 
     async def run_child(self, stage: StagePart, graph: Graph, context: PipelineContext) -> PipelineResults:
         from stageflow.engine.nested import run_child  # noqa: PLC0415  # it builds on this module

@@ -20,6 +20,7 @@ from stageflow.output import StageOutput
 
 if TYPE_CHECKING:
     from stageflow.graph import Shape
+    from stageflow.journal.undo import CompensationRecord
     from stageflow.output import Artifact
 
 __all__ = ["Collector", "Inputs", "Records"]
@@ -53,6 +54,7 @@ class Collector:
         outputs: The output of every stage that succeeded.
         slots: The record of every stage that has one yet.
         failures: The records of the stages that failed, in the order in which they did.
+        compensation: What was undone, if anything was to be.
     """
 
     __slots__ = (
@@ -60,6 +62,7 @@ class Collector:
         "_places",
         "artifacts",
         "began_at",
+        "compensation",
         "ended",
         "failures",
         "outputs",
@@ -92,6 +95,7 @@ class Collector:
         self.outputs: dict[str, StageOutput] = {}
         self.slots: list[StageRecord | None] = [None] * len(shape.names)
         self.failures: list[StageRecord] = []
+        self.compensation: CompensationRecord | None = None
         self._places = itertools.count()
         self._handed_out: dict[int, StageRecord] = {}  # records of stages to which nothing has happened yet
 
@@ -101,7 +105,9 @@ class Collector:
         if record is None:
             record = StageRecord(self.shape.names[number], branch, _RUNNING, 1, now)
         else:
-            record.state, record.attempts, record.started = _RUNNING, 1, now
+            record.state, record.attempts = _RUNNING, record.attempts + 1
+            if record.started is None:  # otherwise an earlier process had begun with it
+                record.started = now
         self.slots[number] = record
         return record
 
@@ -154,6 +160,18 @@ class Collector:
         record.details.began = now
         record.attempts += 1
         return record
+
+    def adopt(self, number: int, record: StageRecord) -> None:
+        """Takes over a stage from an earlier process: one that has settled, or one that is to be tried again."""
+        if not record.state.settled:
+            self._handed_out[number] = record
+            return
+        self.slots[number] = record
+        record.place = next(self._places)
+        if record.output is not None:
+            self.outputs[record.name] = record.output
+        if record.state is StageState.FAILED:
+            self.failures.append(record)
 
     def skip(self, number: int, cause: Cause, now: float) -> StageRecord:
         """Writes that a stage will not start."""

@@ -36,10 +36,14 @@ async def conclude(walker: Walker, ending: StageOutput) -> bool:
     cause, policy, target = _write(walker, record, ending)
     number, scope_cancelled = walker.leave(cause)
     record.after_cancel |= ending.status is StageStatus.FAIL and record.limit is None and scope_cancelled
+    scribe = execution.scribe
+    if scribe is not None and policy is None and target.why() is None:
+        scribe.branch_ended(target.name, cause, undo=ending.compensate, together=True)
+    receipt = None if scribe is None else scribe.settled(record, tolerated=policy is OnFailure.TOLERATE)
 
     def act() -> None:
         if policy is None:
-            target.end(cause)
+            target.end(cause, undo=ending.compensate)
         else:
             execution.note(record, cause, policy)
             execution.act()
@@ -66,10 +70,14 @@ async def conclude(walker: Walker, ending: StageOutput) -> bool:
             act()
         else:
             await execution.at_end_of_tick(act)
+        if scribe is not None:
+            await scribe.book.durable(receipt)
         execution.scheduler.propagate(number, cause)
         return False  # noqa: ASYNC910
     execution.note(record, cause, policy)
     if policy is OnFailure.ISOLATE or policy is OnFailure.TOLERATE:
+        if scribe is not None:
+            await scribe.book.durable(receipt)
         execution.scheduler.propagate(number, cause)
         return True  # noqa: ASYNC910
     await execution.at_end_of_tick(execution.act)

@@ -18,7 +18,7 @@ from stageflow.engine.paths import item_of
 from stageflow.engine.results import PipelineResults
 from stageflow.engine.scheduler import Scheduler
 from stageflow.engine.strand import Walker
-from stageflow.errors import DefinitionError, UnknownStageError, in_words, ungroup
+from stageflow.errors import CheckpointError, DefinitionError, LeaseLostError, UnknownStageError, in_words, ungroup
 from stageflow.graph import armed, limit_on
 from stageflow.graph.branches import TRUNK
 from stageflow.journal import Cause, CauseKind, RunStatus, StageRecord, StageState
@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from stageflow.context import PipelineContext
     from stageflow.engine.maps import MapRun
     from stageflow.engine.nested import Around
-    from stageflow.graph import Graph, Plan, Shape
+    from stageflow.graph import Graph, Plan, Shape, Special
+    from stageflow.journal.history import StageHistory
+    from stageflow.journal.scribe import Scribe
+    from stageflow.journal.undo import UndoRecord
 
 __all__ = ["Execution"]
 
@@ -64,6 +67,15 @@ class Execution:
         children: By stage, its last attempt with runs within it, and how many these are.
         loans: What stages lend to the runs within them instead of the limits of which they hold a token, by stage.
         in_part: The maps that succeeded although something within them did not.
+        scribe: Who writes what happens, if the run is recorded.
+        specials: What is special about how a stage is run; `None` for most.
+        prior: What earlier processes have left of a stage that is to be tried again, by its number.
+        lost: Why the run could not be recorded any more.
+        title: What it is called as an item of a map; `None` for what is none.
+        undoable: What stages have run within themselves that may have to be undone, with titles.
+        undos: What has become of the undoing of stages.
+        going_back: Whether the run is undone, so that it is never gone on with.
+        trunk_undone: Whether what the trunk has done is to be undone, since that was ended with ``compensate=True``.
     """
 
     __slots__ = (
@@ -78,28 +90,43 @@ class Execution:
         "drained",
         "ending",
         "fatal",
+        "going_back",
         "graph",
         "has_deadlines",
         "in_part",
         "items_cut",
         "limits",
         "loans",
+        "lost",
         "maps",
         "plan",
+        "prior",
         "reported",
         "results",
         "scheduler",
+        "scribe",
         "shape",
         "some_branch_ended",
+        "specials",
         "state",
         "timeouts",
+        "title",
         "trunk",
+        "trunk_undone",
         "turns",
+        "undoable",
+        "undos",
         "verdict",
         "waiting",
     )
 
-    def __init__(self, graph: Graph, context: PipelineContext, around: Around | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        context: PipelineContext,
+        around: Around | None = None,
+        scribe: Scribe | None = None,
+    ) -> None:
         if graph.admits is not None:
             context = attrs.evolve(context, data=graph.admits(context.data))
         self.graph: Graph = graph
@@ -161,6 +188,19 @@ class Execution:
         self._fresh: bool = False  # whether the verdict is of this tick
         self.waiting: set[trio.CancelScope] = set()
         self.scheduler: Scheduler = Scheduler(self)
+        self.scribe: Scribe | None = scribe
+        self.specials: Sequence[Special | None] = self.plan.specials
+        self.prior: dict[int, StageHistory] = {}
+        self.lost: CheckpointError | None = None
+        self.title: str | None = None if around is None else around.branch
+        self.undoable: dict[str, list[tuple[str, Execution]]] = {}
+        self.undos: dict[str, UndoRecord] = {}
+        self.going_back: bool = False
+        self.trunk_undone: bool = False
+        if scribe is not None:
+            from stageflow.engine.recorded import record  # noqa: PLC0415  # only where there is a store
+
+            record(self, scribe)
 
     def _overridden(self, timeouts: Mapping[str, float | None]) -> list[float]:
         """Gives the limits on attempts, where a run has some of its own.
@@ -195,12 +235,19 @@ class Execution:
             BaseException: A stage raised it, and it is neither that nor an `Exception`.
         """
         try:
-            await Walker(self.trunk).run()
+            if not self.going_back:
+                await Walker(self.trunk).run()
             if isinstance(self.verdict, Cause) and self.verdict.kind is CauseKind.CANCEL and await is_cancelled():
                 self.verdict, self.ending, self.trunk.interrupted = None, None, True  # and that is what the caller sees
+            if self.plan.compensates or self.undoable:
+                await self._compensate()
         finally:
             self.collector.ended = trio.current_time()
             self.collector.status = self._status()
+            if self.scribe is not None:
+                from stageflow.engine.recorded import close  # noqa: PLC0415
+
+                await close(self, self.scribe)  # noqa: ASYNC102, ASYNC120  # shielded, while the store has patience
             # They refer to the run, which whoever holds the results may hold; without them nothing is left for the
             # garbage collector to find.
             del self.trunk, self.scheduler
@@ -209,7 +256,28 @@ class Execution:
         if self.collector.status is RunStatus.INTERRUPTED:
             await checkpoint_if_cancelled()
 
+    @property
+    def status_so_far(self) -> RunStatus:
+        """What the run has come to, when all stages have settled, and it is not over."""
+        return self._status()
+
+    async def _compensate(self) -> None:
+        """Undoes what was done, if the run has come to that.
+
+        Raises:
+            trio.Cancelled: The caller has cancelled that. Then the run is interrupted, whatever it was before.
+        """
+        from stageflow.engine.saga import compensate  # noqa: PLC0415  # few runs come to that
+
+        try:
+            await compensate(self, self._status())
+        except trio.Cancelled:
+            self.verdict, self.ending, self.trunk.interrupted = None, None, True
+            raise
+
     def _status(self) -> RunStatus:
+        if self.lost is not None and not self.trunk.interrupted:
+            return RunStatus.FAILED
         if isinstance(self.verdict, StageRecord) and self.verdict.error is not None:
             return RunStatus.FAILED
         if self.verdict is not None:
@@ -290,6 +358,18 @@ class Execution:
         if self.trunk.nursery is not None:
             self.trunk.nursery.cancel_scope.cancel(reason=str(cause))
 
+    def lose(self, error: CheckpointError) -> None:
+        """Starts nothing any more, since what happens cannot be recorded; if the run is another's, ends it at once."""
+        if self.lost is not None or self.collector.ended is not None:
+            return
+        self.lost = error
+        cause = Cause(CauseKind.CHECKPOINT, None, in_words(error))
+        if isinstance(error, LeaseLostError):
+            self.end(cause)
+        elif self._to_drain is None:
+            self._to_drain = cause
+            self.act()
+
     def cancel(self, reason: str) -> None:
         """Cancels everything, from outside."""
         if self.collector.ended is not None or self.ending is not None:
@@ -299,8 +379,8 @@ class Execution:
             self.verdict = cause
         self.end(cause)
 
-    def cancel_branch(self, stage: str, reason: str) -> None:
-        """Cancels the branch of a stage, from outside.
+    def cancel_branch(self, stage: str, reason: str, *, compensate: bool = False) -> None:
+        """Cancels the branch of a stage, from outside, and has it undone.
 
         Raises:
             UnknownStageError: There is no such stage.
@@ -313,6 +393,8 @@ class Execution:
                 self.maps[item[0]].cancel(item[1], reason)
             else:
                 self.items_cut.setdefault(item, reason)
+            if self.scribe is not None:
+                self.scribe.branch_ended(stage, Cause(CauseKind.CANCEL_BRANCH, None, reason))
             return
         if self.collector.ended is not None:
             return
@@ -321,8 +403,10 @@ class Execution:
         run = self.branches[branch]
         if run is None:
             self.scheduler.cut_ahead.setdefault(branch, cause)
+            if self.scribe is not None:
+                self.scribe.branch_ended(self.shape.branch_names[branch], cause)
         else:
-            run.end(cause)
+            run.end(cause, undo=compensate)
 
     def dies_of(self, raised: BaseException, record: StageRecord | None) -> None:
         """Notes that a stage raised what must not be caught, like `KeyboardInterrupt`, which ends the run anyway."""

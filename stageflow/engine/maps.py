@@ -21,7 +21,7 @@ from stageflow.context.stage_context import host_of
 from stageflow.engine.execution import Execution
 from stageflow.engine.nested import MAX_DEPTH, around_of
 from stageflow.engine.run import outcome_of
-from stageflow.errors import ContractViolation, MaxDepthError, StageExecutionError, in_words
+from stageflow.errors import CheckpointError, ContractViolation, MaxDepthError, StageExecutionError, in_words
 from stageflow.frozen import FrozenDict
 from stageflow.graph import Graph
 from stageflow.journal import Cause, CauseKind, RunStatus, StageRecord, StageState
@@ -220,7 +220,14 @@ class MapRun:
             snapshot=origin.snapshot,
             metadata=origin.metadata,
         )
-        child = Execution(self._plan.graph, context, attrs.evolve(around, branch=title, key=f"{around.key}/{title}"))
+        scribe = host.execution.scribe
+        if scribe is not None:
+            shares = self._plan.stage is not None
+            run_id = f"{around.run_id}/{title}"
+            attempt = self._record.attempts
+            scribe = scribe.within(self._name, number, attempt, self._plan.graph, context, run_id, shares=shares)
+        around = attrs.evolve(around, branch=title, key=f"{around.key}/{title}")
+        child = Execution(self._plan.graph, context, around, scribe)
         if self._plan.stage is not None:  # a branch of this run, whose artifacts are those of this run
             child.state.artifacts = child.collector.artifacts = host.state.artifacts
         return child
@@ -232,6 +239,10 @@ class MapRun:
         finally:
             del self._flying[number]
             self._room.release()
+            if self._plan.graph.plan.compensates or child.undoable:
+                attempt = self._record.attempts
+                title = self._title(number) if attempt == 1 else f"{self._title(number)}.{attempt}"
+                self._host.execution.undoable.setdefault(self._name, []).append((title, child))
             self._settle(number, child)
 
     def _settle(self, number: int, child: Execution) -> None:
@@ -241,8 +252,8 @@ class MapRun:
         failed = child.collector.status is RunStatus.FAILED
         if stage is None:
             # An item that succeeds leaves its outputs only, so what else it made goes up to the run around.
-            made = (attrs.evolve(artifact, stage=self._title(number)) for artifact in results.artifacts)
-            self._host.state.artifacts.extend(made)
+            for artifact in results.artifacts:
+                self._host.add_artifact(self._record, attrs.evolve(artifact, stage=self._title(number)))
             if child.collector.status in (RunStatus.SUCCEEDED, RunStatus.PARTIAL):
                 self._outputs[number] = {name: output.data for name, output in results.items()}
                 self._in_part |= child.collector.status is RunStatus.PARTIAL
@@ -270,6 +281,10 @@ class MapRun:
             within = "" if inner is not None or error.stage is None else f"stage {error.stage!r}: "
             record = self._note(number, StageState.FAILED, Cause(kind, title, within + error.reason), child)
             record.error, record.recoverable = error.original, error.recoverable
+            self._count(record)
+        except CheckpointError as error:
+            record = self._note(number, StageState.FAILED, Cause(CauseKind.CHECKPOINT, title, in_words(error)), child)
+            record.error = error
             self._count(record)
 
     def _refused(self, number: int, error: ContractViolation) -> None:

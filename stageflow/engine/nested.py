@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import attrs
 
+from stageflow.context.ids import new_run_id
 from stageflow.engine.execution import Execution
 from stageflow.engine.run import outcome_of
 from stageflow.errors import MaxDepthError
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from stageflow.engine.results import PipelineResults
     from stageflow.graph import Graph
 
-__all__ = ["MAX_DEPTH", "Around", "Within", "around_of", "run_child"]
+__all__ = ["MAX_DEPTH", "Around", "Within", "around_of", "place_of", "run_child"]
 
 MAX_DEPTH = 16
 """How deep runs may be nested."""
@@ -74,6 +75,11 @@ def around_of(host: BranchRun, record: StageRecord) -> Around:
     return Around(run_id=state.run_id, depth=state.depth + 1, lent=lent, key=state.key or state.run_id)
 
 
+def place_of(number: int, attempt: int) -> str:
+    """Names a run within a stage, of all that the stage makes: in each attempt there is a first one, and so on."""
+    return str(number) if attempt == 1 else f"{number}.{attempt}"
+
+
 async def run_child(host: BranchRun, name: str, graph: Graph, context: PipelineContext) -> PipelineResults:
     """Runs a graph within a stage.
 
@@ -93,9 +99,19 @@ async def run_child(host: BranchRun, name: str, graph: Graph, context: PipelineC
     host.execution.children[name] = record.attempts, place + 1
     if place == 0:
         host.execution.in_part.discard(name)
-    child = Execution(graph, context, attrs.evolve(around, key=f"{around.key}/{name}/{place}"))
+    scribe = host.execution.scribe
+    if scribe is not None:
+        run_id = context.run_id or new_run_id()
+        scribe = scribe.within(name, place, record.attempts, graph, context, run_id, shares=False)
+        context = attrs.evolve(context, run_id=scribe.run_id)
+    child = Execution(graph, context, attrs.evolve(around, key=f"{around.key}/{name}/{place}"), scribe)
     record.more.children = (*record.details.children, child.results)
-    await child.execute()
+    try:
+        await child.execute()
+    finally:
+        if graph.plan.compensates or child.undoable:
+            title = f"{name}/{place_of(place, record.attempts)}"
+            host.execution.undoable.setdefault(name, []).append((title, child))
     results = outcome_of(child)
     if results.status is RunStatus.PARTIAL:
         host.execution.in_part.add(name)

@@ -11,6 +11,7 @@ from stageflow.output import Artifact, StageOutput
 
 if TYPE_CHECKING:
     from stageflow.journal import RunStatus, StageRecord
+    from stageflow.journal.undo import CompensationRecord
     from stageflow.trace import Trace
 
 __all__ = ["PipelineResults"]
@@ -76,6 +77,11 @@ class PipelineResults(Mapping[str, StageOutput]):
     def artifacts(self) -> tuple[Artifact, ...]:
         """The artifacts that came with the run and those that stages added, in that order."""
         return tuple(self._collector.artifacts)
+
+    @property
+    def compensation(self) -> CompensationRecord | None:
+        """What was undone of the run, stage by stage, and what was not; `None` if there was nothing to undo."""
+        return self._collector.compensation
 
     @property
     def trace(self) -> Trace:

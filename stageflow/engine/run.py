@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, TypeAlias, final
 
 import trio
 from trio.lowlevel import checkpoint_if_cancelled
@@ -11,18 +12,28 @@ from trio.lowlevel import checkpoint_if_cancelled
 from stageflow.engine.body import has_cancellation, is_cancellation
 from stageflow.engine.branch import CALLER
 from stageflow.engine.execution import Execution
-from stageflow.errors import StageExecutionError, StageTimeoutError, UnifiedPipelineCancelled, in_words, ungroup
+from stageflow.errors import (
+    CheckpointError,
+    PipelineTerminated,
+    StageExecutionError,
+    StageTimeoutError,
+    UnifiedPipelineCancelled,
+    in_words,
+    ungroup,
+)
 from stageflow.journal import Cause, CauseKind, RunStatus, StageRecord
 from stageflow.output import said
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from stageflow.context import PipelineContext
     from stageflow.engine.results import PipelineResults
     from stageflow.graph import Graph
 
-__all__ = ["Run", "open_run", "run_to_end"]
+__all__ = ["Begin", "Run", "open_run", "run_to_end"]
+
+Begin: TypeAlias = "Callable[[Graph, PipelineContext], Awaitable[Execution]]"
 
 
 @final
@@ -57,7 +68,7 @@ class Run:
         """
         self._execution.cancel(said(reason, "Run.cancel"))
 
-    def cancel_branch(self, stage: str, reason: str) -> None:
+    def cancel_branch(self, stage: str, reason: str, *, compensate: bool = False) -> None:
         """Cancels one branch of the run, and nothing else. That does not make the run raise.
 
         Returns at once. What runs in the branch is cancelled at its next checkpoint and its partial output kept; what
@@ -67,11 +78,13 @@ class Run:
         Args:
             stage: A stage of the branch.
             reason: Why, in words.
+            compensate: Whether what was done in the branch is undone, as its stages say with ``compensate=``; except
+                for what a stage outside of it has used that has succeeded. The run stays open until that is done.
 
         Raises:
             UnknownStageError: There is no such stage.
         """
-        self._execution.cancel_branch(stage, said(reason, "Run.cancel_branch"))
+        self._execution.cancel_branch(stage, said(reason, "Run.cancel_branch"), compensate=compensate)
 
     async def wait(self) -> PipelineResults:
         """Waits until the run has ended. Any number of tasks may do so.
@@ -96,17 +109,24 @@ class Run:
         return f"<Run {self.id} of {self._execution.shape.pipeline!r}, {self.results.status.value}>"
 
 
-async def run_to_end(graph: Graph, context: PipelineContext) -> PipelineResults:
-    """Runs a graph in the calling task."""
-    execution = Execution(graph, context)
+async def run_to_end(graph: Graph, context: PipelineContext, begin: Begin | None = None) -> PipelineResults:
+    """Runs a graph in the calling task.
+
+    Args:
+        graph: The graph.
+        context: With what.
+        begin: What makes a run of these that is recorded.
+    """
+    execution = Execution(graph, context) if begin is None else await begin(graph, context)
     await execution.execute()
     return outcome_of(execution)
 
 
 @asynccontextmanager
-async def open_run(graph: Graph, context: PipelineContext) -> AsyncGenerator[Run, None]:
-    """Runs a graph beside the block of an ``async with``."""
-    execution, ended = Execution(graph, context), trio.Event()
+async def open_run(graph: Graph, context: PipelineContext, begin: Begin | None = None) -> AsyncGenerator[Run, None]:
+    """Runs a graph beside the block of an ``async with``; see `run_to_end`."""
+    execution = Execution(graph, context) if begin is None else await begin(graph, context)
+    ended = trio.Event()
 
     async def execute() -> None:
         try:
@@ -146,7 +166,7 @@ def _mention_failure(raised: Exception, execution: Execution) -> None:
     """Adds to what the block raised that the run had failed before, for that will not be raised any more."""
     try:
         outcome_of(execution)
-    except StageExecutionError as error:
+    except (CheckpointError, StageExecutionError) as error:
         raised.add_note(f"before that, {error}")
     except UnifiedPipelineCancelled:
         pass  # that was because of `raised`
@@ -158,7 +178,10 @@ def outcome_of(execution: Execution) -> PipelineResults:
     Raises:
         StageExecutionError: A stage failed.
         UnifiedPipelineCancelled: The run was cancelled.
+        CheckpointError: It could not be recorded; what else it would have raised is its cause.
     """
+    if execution.lost is not None:
+        raise _not_recorded(execution, execution.lost)
     collector, results, verdict = execution.collector, execution.results, execution.verdict
     if verdict is None:
         if collector.status is RunStatus.SUCCEEDED or collector.status is RunStatus.PARTIAL:
@@ -176,6 +199,21 @@ def outcome_of(execution: Execution) -> PipelineResults:
         message = f"pipeline {execution.graph.name!r} was {how}{by}: {cause.reason}; {finished}"
         raise UnifiedPipelineCancelled(message, results=results, stage=cause.stage, reason=cause.reason)
     raise _failure(execution, verdict, results, finished) from verdict.error
+
+
+def _not_recorded(execution: Execution, lost: CheckpointError) -> CheckpointError:
+    """Gives the error of a run that could not be recorded, with what it would have raised otherwise as its cause."""
+    error = copy.copy(lost)  # several tasks may raise it
+    error.results, error.__cause__ = execution.results, lost.__cause__
+    if execution.verdict is not None:
+        execution.lost = None
+        try:
+            outcome_of(execution)
+        except PipelineTerminated as own:
+            error.__cause__ = own
+        finally:
+            execution.lost = lost
+    return error
 
 
 def _failure(execution: Execution, record: StageRecord, results: PipelineResults, finished: str) -> StageExecutionError:

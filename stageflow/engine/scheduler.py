@@ -18,7 +18,7 @@ from stageflow.graph import Edge
 from stageflow.graph.branches import TRUNK
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from stageflow.engine.execution import Execution
     from stageflow.graph import Branch
@@ -69,6 +69,34 @@ class Scheduler:
             if not self._plan.waits[head]:
                 for number, cause in self._decide(child, None, None):
                     self.propagate(number, cause)
+
+    def restore(self, cut: Mapping[int, Cause]) -> None:
+        """Goes on from where an earlier process was: some stages have settled, and some branches were ended.
+
+        Branches in which something is left to do are started with the branch that holds them, and their walkers pass
+        what has settled. What has settled is told to those after it, as if it had happened now.
+        """
+        self.cut_ahead.update(cut)
+        shape, slots = self._shape, self._slots
+        settled = [number for number, record in enumerate(slots) if record is not None]
+        unfinished = [False] * len(shape.branches)
+        for branch in reversed(shape.branches):  # children before their parents
+            unfinished[branch.index] = any(slots[number] is None for number in branch.strand) or any(
+                unfinished[child] for child in branch.children
+            )
+        skipped: list[tuple[int, Cause | None]] = []
+        for branch in shape.branches[1:]:
+            begun = slots[branch.strand[0]] is not None and unfinished[branch.index]
+            if begun and branch.index in cut:
+                skipped += self.skip(self.unsettled_in(branch.index), cut[branch.index])
+            elif begun and self._branches[branch.parent or TRUNK] is not None:
+                self._launch(branch.index, branch, 0, None)
+        for number in settled:
+            record = slots[number]
+            assert record is not None
+            self.propagate(number, None if record.output is not None else record.cause)
+        for number, cause in skipped:
+            self.propagate(number, cause)
 
     def propagate(self, number: int, cause: Cause | None, leaving: BranchRun | None = None) -> None:
         """Tells the stages after one that it has settled: well, or for the given cause not.

@@ -48,6 +48,7 @@ from stageflow.stages.returned import as_output
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from stageflow.context.transaction import Transaction
     from stageflow.engine.branch import BranchRun
     from stageflow.engine.execution import Execution
     from stageflow.graph import Special
@@ -76,6 +77,7 @@ class Walker:
         tries: The attempts at the current stage, if they are made one by one.
         absent: Why the stage before gave no output, if it gave none.
         exits: What the current attempt has left to be called when it has ended, with names.
+        transaction: What it wants to have written with its end.
     """
 
     # No slots: most of these are as here when a branch is entered, and what is not set costs nothing.
@@ -86,6 +88,7 @@ class Walker:
     tries: Tries | None = None
     exits: tuple[tuple[str, Callable[[], object]], ...] = ()
     absent: Cause | None = None
+    transaction: Transaction | None = None
     _extended: tuple[StageRecord, float] | None = None  # the stage that has extended its limit last, and by how much
 
     def __init__(self, branch: BranchRun) -> None:
@@ -188,7 +191,8 @@ class Walker:
         """
         execution, branch = self.execution, self.branch
         strand, collector, plan = branch.strand, execution.collector, execution.plan
-        limits, bodies, specials = execution.armed, plan.bodies, plan.specials
+        limits, bodies, specials = execution.armed, plan.bodies, execution.specials
+        slots, scribe = collector.slots, execution.scribe
         rest = now + _LONGEST_TURN
         try:
             while True:
@@ -203,6 +207,10 @@ class Walker:
                 if execution.drained is not None:
                     return None
                 number = strand[self.at]
+                if (before := slots[number]) is not None:  # an earlier process has seen to it
+                    self.absent = before.cause
+                    self.at += 1
+                    continue
                 if self.absent is not None and not plan.starts_bare[number]:
                     self._settled(number, collector.skip(number, self.absent, now))
                     now = trio.current_time()
@@ -223,11 +231,15 @@ class Walker:
                     else:
                         if due != self._armed:
                             self._arm(due if self._extended is None else self.due)
+                        if scribe is not None and special is None:
+                            scribe.entered(record)
                         returned = await Suspended(body, trap)
                         rest = trio.current_time() + _LONGEST_TURN
                     if self.exits:
                         await self.run_exits()
                     output = as_output(returned, record.name)
+                    if self.transaction is not None:
+                        await self.commit(record, output)
                 # What is to be called at the end of an attempt is called in a shielded scope.
                 except NotStarted:
                     return None  # and is skipped with what is left
@@ -245,6 +257,10 @@ class Walker:
                     collector.settle(record, StageState.SKIPPED, Cause(kind, record.name, output.reason or ""), now)
                 else:
                     return output
+                if scribe is not None:
+                    # Shielded: what comes after it is not to start before, and the branch is not to end.
+                    await scribe.book.durable(scribe.settled(record, partly=record.name in execution.in_part))
+                    now = trio.current_time()
                 self._settled(number, record)
         except trio.Cancelled:
             if self.current is None and self.last is not None and self.last.started is not None:
@@ -258,6 +274,7 @@ class Walker:
         if special.condition is not None and not await self._is_met(special.condition, context, record):
             return _CONDITION  # noqa: ASYNC910
         if not special.tried:
+            await self.enter_on_record(record, special)
             return await self.execution.plan.bodies[number](context)
         self.tries = Tries(self, number, record, context)
         try:
@@ -265,8 +282,44 @@ class Walker:
         finally:
             self.tries = None
 
+    async def enter_on_record(self, record: StageRecord, special: Special) -> None:  # noqa: ASYNC910
+        """Has it written that a stage is entered, if the run is recorded; before that, if it has effects.
+
+        Raises:
+            NotStarted: It could not be written.
+        """
+        scribe = self.execution.scribe
+        if scribe is None:
+            return  # noqa: ASYNC910
+        receipt = scribe.entered(record, now=special.effects)
+        if not special.effects:
+            return  # noqa: ASYNC910
+        await scribe.book.durable(receipt)
+        if self.execution.lost is not None:
+            record.attempts -= 1
+            if record.attempts == 0:
+                record.started = None
+            raise NotStarted
+        await checkpoint_if_cancelled()  # no body is entered out of a branch that was cancelled meanwhile
+
+    async def commit(self, record: StageRecord, output: StageOutput) -> None:  # noqa: ASYNC910  # shielded
+        """Writes the transaction of an attempt that has succeeded.
+
+        Raises:
+            Exception: It could not be written, and the attempt has failed.
+        """
+        transaction, self.transaction = self.transaction, None
+        scribe = self.execution.scribe
+        if output.status is not _OK or transaction is None or scribe is None or not transaction.statements:
+            return  # noqa: ASYNC910
+        partly = record.name in self.execution.in_part
+        error = await scribe.commit(record, output, trio.current_time(), transaction.statements, partly=partly)
+        if error is not None:
+            raise error
+
     async def failure_after(self, raised: BaseException) -> Exception | None:  # noqa: ASYNC910  # shielded
         """Calls what an attempt has left to be called that raised this; gives its failure, `None` if there is none."""
+        self.transaction = None
         try:
             await self.run_exits(raised)
         except Exception as error:
@@ -294,7 +347,8 @@ class Walker:
 
     async def _is_met(self, condition: Condition, context: StageContext, record: StageRecord) -> bool:
         """Asks a condition; the stage counts as entered only if it says yes, and has not cancelled the run itself."""
-        started, record.started, record.attempts = record.started, None, 0
+        started, attempts, record.started = record.started, record.attempts, None
+        record.attempts -= 1
         met = condition(context)
         if inspect.isawaitable(met):
             if inspect.iscoroutine(met):
@@ -303,7 +357,7 @@ class Walker:
         if self.limit > 0:  # a limit of no time is for the first checkpoint of the stage, and this is none of its
             await checkpoint_if_cancelled()
         if met:
-            record.started, record.attempts = started, 1
+            record.started, record.attempts = started, attempts
         return bool(met)  # noqa: ASYNC910
 
     def _arm(self, due: float) -> None:

@@ -66,6 +66,7 @@ class Tries:
         "_beat",
         "_before",
         "_context",
+        "_entered",
         "_number",
         "_special",
         "_walker",
@@ -82,9 +83,10 @@ class Tries:
     def __init__(self, walker: Walker, number: int, record: StageRecord, context: StageContext) -> None:
         self._walker = walker
         self._number = number
-        self._special = walker.execution.plan.specials[number] or _ORDINARY
+        self._special = walker.execution.specials[number] or _ORDINARY
         self._context = context
         self._before = record.attempts - 1 if record.attempts else 0  # how many there were before these
+        self._entered = record.details.began is not None  # whether any attempt has begun
         self._beat = math.inf  # when it will have been silent for too long
         self.record: StageRecord = record
         self.feedback: str | None = None
@@ -94,6 +96,10 @@ class Tries:
         self.total: trio.CancelScope | None = None
         self.held: tuple[Limit, ...] = ()
         self.raised: bool = False
+        prior = walker.execution.prior.pop(number, None) if walker.execution.prior else None
+        if prior is not None:  # the attempts of earlier processes count as well
+            self._before = record.attempts - 1 - prior.spent
+            self.feedback = prior.feedback
 
     async def run(self) -> StageOutput:  # noqa: ASYNC910  # as the body does, or does not
         """Makes attempts until one is the last, and gives what that came to.
@@ -168,6 +174,11 @@ class Tries:
             error=output.error,
         )
         record.more.earlier = (*record.details.earlier, attempt)
+        scribe = self._walker.execution.scribe
+        if scribe is not None:
+            asked = output.status is StageStatus.RETRY
+            sends_back = asked and output.of not in (None, record.name)
+            scribe.tried(record, attempt, output.reason if asked and not sends_back else None, together=sends_back)
 
     async def _attempt(self, *, again: bool) -> StageOutput:  # noqa: ASYNC910
         """Makes one attempt: waits for what the stage uses, and runs its body under its limits."""
@@ -179,7 +190,9 @@ class Tries:
             record.attempts += again  # only now, for while it waited or slept there was no other attempt yet
             if record.attempts == 0:
                 record.attempts, record.started = 1, now
-            limit = walker.execution.timeouts[self._number]
+            self._entered = True
+            await walker.enter_on_record(record, self._special)
+            limit, now = walker.execution.timeouts[self._number], trio.current_time()
             self.due, self._beat = now + limit, now + self._special.heartbeat
             output: StageOutput | None = None
             with trio.CancelScope(deadline=min(self.due, self._beat)) as scope:
@@ -201,7 +214,10 @@ class Tries:
             returned = await self._walker.execution.plan.bodies[self._number](self._context)
             if self._walker.exits:
                 await self._walker.run_exits()
-            return as_output(returned, self.record.name)
+            output = as_output(returned, self.record.name)
+            if self._walker.transaction is not None:
+                await self._walker.commit(self.record, output)
+            return output
         except BaseException as raised:  # noqa: ASYNC103  # it is, unless there is a failure
             failure = await self._walker.failure_after(raised)  # noqa: ASYNC102, ASYNC120  # shielded there
             if failure is None:
@@ -244,8 +260,9 @@ class Tries:
             return  # noqa: ASYNC910
         record = self.record
         attempts, started, before = record.attempts, record.started, trio.current_time()
-        if record.details.began is None:
-            record.attempts, record.started = 0, None  # it has not been entered yet
+        if not self._entered:
+            record.attempts -= 1
+            record.started = started if record.attempts else None
         try:
             for limit in wanted:
                 await self._wait_for(limit)
@@ -259,13 +276,14 @@ class Tries:
             now = trio.current_time()
             if now > before:
                 record.more.waited += now - before
-        record.attempts, record.started = attempts, now if record.details.began is None else started
+        record.attempts = attempts
+        record.started = started if self._entered or record.details.earlier else now
 
     async def _wait_for(self, limit: Limit) -> None:  # noqa: ASYNC910  # take() has one
         """Waits for a token. If the run starts nothing any more, a stage that was not entered yet waits no longer."""
         waiting = self._walker.execution.waiting
         with trio.CancelScope() as scope:
-            if self.record.started is None:
+            if not self._entered:
                 waiting.add(scope)
             try:
                 await limit.take(self._special.priority, self._number)
@@ -275,7 +293,7 @@ class Tries:
             raise NotStarted
 
     def _look_whether_to_start(self) -> None:
-        if self.record.started is None and self._walker.execution.drained is not None:
+        if not self._entered and self._walker.execution.drained is not None:
             raise NotStarted
 
     def _give_back(self) -> None:
@@ -299,6 +317,9 @@ class Tries:
         except DefinitionError as error:
             return StageOutput.fail(error)  # noqa: ASYNC910
         before = execution.collector.outputs[verdict.of]
+        if execution.scribe is not None:
+            names = [execution.shape.names[number] for number in path]
+            execution.scribe.reopened(names, verdict.reason, trio.current_time())
         for place, number in enumerate(path):
             await checkpoint_if_cancelled()  # no body is entered any more then, and what had succeeded stays so
             output = await self._again(number, verdict.reason if place == 0 else None)
@@ -342,6 +363,8 @@ class Tries:
         output: StageOutput | None = None
         try:
             output = await tries.run()
+        except NotStarted:
+            raise
         except BaseException as raised:
             if not is_cancellation(raised):
                 walker.execution.dies_of(raised, record)  # here it is still known which stage it was
@@ -349,6 +372,11 @@ class Tries:
         finally:
             walker.current, walker.tries = guard, self
             self._write(record, output)
+            if walker.execution.scribe is not None:
+                scribe, partly = walker.execution.scribe, record.name in walker.execution.in_part
+                tolerated = walker.execution.plan.on_failure[number] is OnFailure.TOLERATE
+                receipt = scribe.settled(record, tolerated=tolerated and record.error is not None, partly=partly)
+                await scribe.book.durable(receipt)  # noqa: ASYNC102  # shielded
             walker.execution.scheduler.propagate(number, record.cause)
         return output
 
@@ -357,7 +385,7 @@ class Tries:
         collector, now = self._walker.execution.collector, trio.current_time()
         reason = "" if output is None else output.reason or ""
         if output is None:
-            cause = self._walker.branch.why()
+            cause = self._walker.branch.why() or self._walker.execution.drained
             if cause is None and self.total is not None and self.total.cancel_called:
                 cause = Cause(CauseKind.TIMEOUT, self.record.name, f"{_TOO_LONG} {self._special.total_timeout:g} s")
             state = StageState.CANCELLED if record.error is None else StageState.FAILED

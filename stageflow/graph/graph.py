@@ -44,6 +44,10 @@ class Graph:
     def __init__(self, name: str, stages: Sequence[StageSpec], settings: Settings) -> None:
         if not stages:
             raise DefinitionError(f"pipeline {name!r} has no stages; add one with with_stage()")
+        if any(spec.aka for spec in stages):
+            from stageflow.graph.fingerprint import check_former_names  # noqa: PLC0415  # few graphs have any
+
+            check_former_names(stages)
         ordered = _in_topological_order(with_edges(stages))
         index = {spec.name: number for number, spec in enumerate(ordered)}
         needed = tuple(tuple(index[edge.stage] for edge in spec.after) for spec in ordered)
@@ -66,6 +70,8 @@ class Graph:
             branch_names=(TRUNK_NAME, *(ordered[branch.strand[0]].name for branch in branches[1:])),
         )
         _warn_of_exclusive_joins(ordered, self.shape)
+        if any(spec.pivot or spec.irrevocable for spec in ordered):
+            _warn_of_what_is_not_undone(ordered)
         self.plan = compile_plan(ordered, self.shape, settings)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -144,6 +150,31 @@ def _warn_of_exclusive_joins(ordered: Sequence[StageSpec], shape: Shape) -> None
                 )
                 file, line = spec.declared_at or ("<unknown>", 0)
                 warnings.warn_explicit(message, DefinitionWarning, file, line)
+
+
+def _warn_of_what_is_not_undone(ordered: Sequence[StageSpec]) -> None:
+    """Warns where a run may have to be undone, and something in it cannot be, or never will."""
+    after: dict[str, set[str]] = {}  # what comes after each stage that is a pivot, or irrevocable
+    for mark in (spec for spec in ordered if spec.pivot or spec.irrevocable):
+        reached = after[mark.name] = {mark.name}
+        for spec in ordered:
+            if any(edge.stage in reached for edge in spec.after):
+                reached.add(spec.name)
+    for mark in (spec for spec in ordered if spec.name in after):
+        later = [spec for spec in ordered if spec.name in after[mark.name] and spec is not mark]
+        if mark.irrevocable and not mark.pivot and later:
+            message = (
+                f"{mark.where} cannot be undone, but {later[0].name!r} comes after it and may fail; say pivot=True, "
+                f"so that the run can only go on from there, or let it come last"
+            )
+        elif mark.pivot and (undone := next((spec for spec in later if spec.compensate is not None), None)):
+            message = (
+                f"the undo of {undone.where} is never called: it comes after {mark.name!r}, the point of no return"
+            )
+        else:
+            continue
+        file, line = mark.declared_at or ("<unknown>", 0)
+        warnings.warn_explicit(message, DefinitionWarning, file, line)
 
 
 def _child_on_the_way(shape: Shape, number: int, above: int) -> int | None:

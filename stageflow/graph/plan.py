@@ -78,6 +78,7 @@ class Special:
         heartbeat: For how long an attempt may give no sign of life, in seconds.
         uses: The limits it takes a token of.
         priority: Who goes first among those that wait for one.
+        effects: Whether it must be on record that it was entered before it is, if the run is recorded.
     """
 
     condition: Condition | None = None
@@ -87,6 +88,7 @@ class Special:
     heartbeat: float = math.inf
     uses: tuple[str, ...] = ()
     priority: int = 0
+    effects: bool = False
 
 
 @final
@@ -108,6 +110,7 @@ class Plan:
         starts_bare: Whether it can start without any input.
         revives: For every branch: whether a stage after its first can start although the first was skipped.
         deadlines: The seconds that a branch may take, for those that have such a limit.
+        compensates: Whether a stage of it, or of what is declared to run within one, says how it is undone.
     """
 
     bodies: tuple[NativeBody, ...]
@@ -122,6 +125,7 @@ class Plan:
     starts_bare: tuple[bool, ...]
     revives: tuple[bool, ...]
     deadlines: Mapping[int, float]
+    compensates: bool
 
 
 def compile_plan(ordered: Sequence[StageSpec], shape: Shape, settings: Settings) -> Plan:
@@ -154,6 +158,7 @@ def compile_plan(ordered: Sequence[StageSpec], shape: Shape, settings: Settings)
             settings.on_failure if isinstance(spec.on_failure, Default) else spec.on_failure for spec in ordered
         ),
         deadlines=_deadlines(shape, settings),
+        compensates=any(_compensates(spec) for spec in ordered),
         followers=tuple(map(tuple, followers)),
         waits=tuple(len(spec.after) for spec in ordered),
         needs=tuple(_needs(spec) for spec in ordered),
@@ -161,6 +166,13 @@ def compile_plan(ordered: Sequence[StageSpec], shape: Shape, settings: Settings)
         starts_bare=tuple(starts_bare),
         revives=tuple(revives),
     )
+
+
+def _compensates(spec: StageSpec) -> bool:
+    if spec.compensate is not None or spec.irrevocable:
+        return True
+    within = getattr(spec.runner, "child", None) or getattr(getattr(spec.runner, "plan", None), "graph", None)
+    return within is not None and getattr(getattr(within, "plan", None), "compensates", False)
 
 
 def _body(spec: StageSpec, ordered: Sequence[StageSpec], shape: Shape, settings: Settings) -> NativeBody:

@@ -47,6 +47,11 @@ class RunStatus(enum.Enum):
     INTERRUPTED = "interrupted"
     """A cancel scope around it was cancelled, and `trio.Cancelled` went through."""
 
+    @property
+    def ended(self) -> bool:
+        """Whether it came to an end of its own, and was not just cut off."""
+        return self is not RunStatus.RUNNING and self is not RunStatus.INTERRUPTED
+
 
 @final
 class CauseKind(enum.Enum):
@@ -74,6 +79,8 @@ class CauseKind(enum.Enum):
     """A cancel scope around the run was cancelled."""
     NURSERY = "nursery"
     """A branch's nursery, which a stage had asked for, was cancelled, or a task in it failed."""
+    CHECKPOINT = "checkpoint"
+    """What had happened could not be written to the store, or the run belongs to another process by now."""
 
 
 @final

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypedDict, Union, Unpack, cast, get_args, get_origin, overload
 
 from stageflow.errors import CycleError, DefinitionError, nearest
@@ -20,15 +21,17 @@ from stageflow.stages.policy import (
     check_name,
     check_timeout,
     dependencies,
+    shown,
 )
 from stageflow.stages.runner import NativeBody, body_of, call_of, called, check_arguments, is_plain, is_typed, name_of
 from stageflow.stages.stage import Condition, P, R, Stage, StageFunction, StageSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable
     from types import FrameType
 
     from stageflow.context import StageContext
+    from stageflow.stages.compensation import Compensation, Undo
     from stageflow.stages.retry import Retry
     from stageflow.stages.runner import Call
     from stageflow.stages.typed import Typed
@@ -62,6 +65,14 @@ class StageOptions(TypedDict, total=False):
             itself. Only then can it have a limit, for a thread cannot be stopped.
         processes: For a plain function: whether it runs in a worker process, which can be killed. It and what it
             returns must pickle; it gets a `ProcessContext`.
+        compensate: How what it has done is undone when the run fails or is cancelled: an async function of the context
+            and the output, or a `Compensation`. The output is `None` if it is not known whether it took effect.
+        compensate_when: Whether it is undone when it was ``"attempted"``, or only when it has ``"succeeded"``.
+        pivot: Whether it is the point of no return: when it has succeeded, nothing of the run is undone any more.
+        irrevocable: Whether what it has done cannot be undone.
+        version: Which version of its code this is, for resuming a recorded run: while it stays the same, the code
+            counts as the same, whatever was edited. Left out, the code itself is compared.
+        aka: The names that the stage had before, under which a recorded run may know it: a name, or several.
     """
 
     kind: StageKind | str
@@ -78,6 +89,12 @@ class StageOptions(TypedDict, total=False):
     priority: int
     abandon_on_cancel: bool
     processes: bool
+    compensate: Compensation | Undo | None
+    compensate_when: str
+    pivot: bool
+    irrevocable: bool
+    version: str
+    aka: str | Iterable[str]
 
 
 @overload
@@ -196,8 +213,25 @@ def _declare(
     plain = is_plain(function)
     abandon, processes = bool(given.get("abandon_on_cancel", False)), bool(given.get("processes", False))
     _check_limits_of_plain(title, given, plain=plain)
+    compensation: Compensation | Undo | None = given.get("compensate")
+    if compensation is not None:
+        from stageflow.stages.compensation import check_compensation  # noqa: PLC0415  # few pipelines undo anything
+
+        compensation = check_compensation(compensation, title)
+    when_undone: object = given.get("compensate_when", "attempted")
+    pivot, irrevocable = bool(given.get("pivot", False)), bool(given.get("irrevocable", False))
+    if when_undone not in ("attempted", "succeeded"):
+        raise DefinitionError(
+            f'compensate_when= of stage {title!r} takes "attempted" or "succeeded", not {when_undone!r}'
+        )
+    if irrevocable and compensation is not None:
+        raise DefinitionError(f"stage {title!r} says compensate=, and irrevocable=True; it cannot be both")
     return StageSpec(
         name=title,
+        compensate=compensation,
+        compensate_when=when_undone,
+        pivot=pivot,
+        irrevocable=irrevocable,
         runner=runner,
         body=body_of(function, title, abandon_on_cancel=abandon, processes=processes) if typed is None else _unbound,
         kind=check_member(StageKind, given.get("kind", StageKind.TRANSFORM), f"kind= of stage {title!r}"),
@@ -222,6 +256,8 @@ def _declare(
         processes=processes,
         plain=plain,
         unlimited=plain or unlimited,
+        version=_version(given["version"], title) if "version" in given else None,
+        aka=_former_names(given.get("aka", ()), title),
         declared_at=None if frame is None else (frame.f_code.co_filename, frame.f_lineno),
     )
 
@@ -311,3 +347,25 @@ def _names_of_limits(uses: object, stage: str) -> tuple[str, ...]:
     names = [check_name(name, where) for name in cast("Iterable[object]", uses)]
     # All stages take their limits in the same order, so that no two can wait for each other.
     return tuple(sorted(set(names)))
+
+
+def _version(version: object, stage: str) -> str:
+    if isinstance(version, str) and version.strip():
+        return str.__str__(version)
+    hint = f'; write it as a string: version="{version}"' if isinstance(version, (int, float)) else ""
+    raise DefinitionError(f"version= of stage {stage!r} takes a string that is not empty, not {version!r}{hint}")
+
+
+def _former_names(aka: object, stage: str) -> tuple[str, ...]:
+    where, given = f"aka= of stage {stage!r}", aka
+    if isinstance(aka, str):
+        aka = (aka,)
+    if not isinstance(aka, Iterable) or isinstance(aka, Mapping):
+        raise DefinitionError(f"{where} takes a name that the stage had before, or several, not {shown(given)}")
+    names = [check_name(name, where) for name in cast("Iterable[object]", aka)]
+    for name in names:
+        if name == stage:
+            raise DefinitionError(f"{where} names the stage itself; it takes the names that it had before")
+        if names.count(name) > 1:
+            raise DefinitionError(f"{where} names {name!r} twice; once is enough")
+    return tuple(names)

@@ -77,6 +77,30 @@ def _inputs(declared: Any) -> Any:
     return declared
 
 
+ENDINGS = ("fail", "cancel", "interrupt")
+
+
+def _compensate_on(value: Iterable[str]) -> frozenset[str]:
+    if isinstance(value, str) or not isinstance(cast("object", value), Iterable):
+        raise DefinitionError(f'compensate_on= takes several of {ENDINGS}, as in {{"fail"}}, not {value!r}')
+    found = frozenset(value)
+    for each in found:
+        if each not in ENDINGS:
+            raise DefinitionError(f"compensate_on= takes {', '.join(map(repr, ENDINGS))}, not {each!r}")
+    return found
+
+
+def _undo_limit(value: int) -> int:
+    return check_count(value, "undo_limit=")
+
+
+def _compensation_budget(value: float) -> float:
+    found = check_timeout(value, "compensation_budget=")
+    if found is None:
+        raise DefinitionError("compensation_budget= takes seconds: without a limit, the caller could not cancel a run")
+    return found
+
+
 @final
 @attrs.frozen(kw_only=True, eq=False)
 class Settings:
@@ -91,6 +115,9 @@ class Settings:
         limits: How many stages may use a thing at once, by its name.
         max_running: How many stages of a run may run at once; `None` for all that can.
         inputs: The type that the data of a run must have; `DEFAULT` for any.
+        compensate_on: What a run has to come to for its stages to be undone.
+        undo_limit: How many undos are called at once.
+        compensation_budget: The seconds that undoing may take after the caller has cancelled the run.
         branch_deadlines: The seconds that a branch may take, by the name of a stage in it.
     """
 
@@ -102,4 +129,7 @@ class Settings:
     limits: Mapping[str, int | Limit] = attrs.field(default=FrozenDict(), converter=_limits)
     max_running: int | None = attrs.field(default=None, converter=_max_running)
     inputs: Any = attrs.field(default=DEFAULT, converter=_inputs)
+    compensate_on: frozenset[str] = attrs.field(default=frozenset({"fail", "cancel"}), converter=_compensate_on)
+    undo_limit: int = attrs.field(default=16, converter=_undo_limit)
+    compensation_budget: float = attrs.field(default=5.0, converter=_compensation_budget)
     branch_deadlines: Mapping[str, float] = FrozenDict()

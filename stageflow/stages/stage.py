@@ -95,7 +95,13 @@ class StageSpec:
         unlimited: Whether the pipeline's default limit is not for it: it is a plain function, or runs others.
         typed: What it takes by its parameters (`Typed`); `None` for a function of the context.
         sources: The stages that its code knows by a name, by that name: parameters, and what a map goes over.
+        version: Which version of its code this is, if that was declared; `None` to compare the code itself.
+        aka: The names that it had before.
         bind: Makes its body of these, and of the names under which nothing needs to be checked, if it has any.
+        compensate: How what it has done is undone (`Compensation`), or `None`.
+        compensate_when: ``"attempted"``, or ``"succeeded"``.
+        pivot: Whether nothing of the run is undone any more when it has succeeded.
+        irrevocable: Whether what it has done cannot be undone.
         declared_at: The file and line where that was written.
     """
 
@@ -120,9 +126,15 @@ class StageSpec:
     unlimited: bool = False
     typed: Any = attrs.field(default=None, repr=False, eq=False)
     sources: Mapping[str, str] = FrozenDict()
+    version: str | None = None
+    aka: tuple[str, ...] = ()
     bind: Callable[[Mapping[str, str], frozenset[str]], NativeBody] | None = attrs.field(
         default=None, repr=False, eq=False
     )
+    compensate: Any = None
+    compensate_when: str = "attempted"
+    pivot: bool = False
+    irrevocable: bool = False
     declared_at: tuple[str, int] | None = attrs.field(default=None, repr=False, eq=False)
 
     __hash__: ClassVar[None] = None  # type: ignore[assignment]  # a mapping is in it
@@ -131,6 +143,11 @@ class StageSpec:
     def stoppable(self) -> bool:
         """Whether it can be cancelled while it runs, so that there can be a limit on it."""
         return not self.plain or self.abandon_on_cancel or self.processes
+
+    @property
+    def has_effects(self) -> bool:
+        """Whether it takes effect outside of the run, so that it matters whether it was entered."""
+        return self.kind is StageKind.WORK or self.compensate is not None or self.pivot or self.irrevocable
 
     @property
     def where(self) -> str:

@@ -1,0 +1,264 @@
+"""Runs with a store: how one is begun, resumed, forked, and what resuming it would do."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, cast
+
+import attrs
+
+from stageflow.context import ContextSnapshot, PipelineContext
+from stageflow.context.ids import new_run_id
+from stageflow.context.stage_context import key_of
+from stageflow.engine.execution import Execution
+from stageflow.errors import CompensationError, RunParkedError, StoreError, UnknownStageError, UnstorableValueError
+from stageflow.journal import RunStatus, StageState
+from stageflow.journal.codec import Undecodable, Unstorable, decode, encode
+from stageflow.journal.events import RunResumed, StageSettled, write_event
+from stageflow.journal.history import scope_within
+from stageflow.journal.resume import Policy, ResumePlan, describe, load, plan_of, refuse_if_blocked, resets
+from stageflow.journal.scribe import Book, Scribe
+from stageflow.journal.store import Entry, NewRun, Store
+from stageflow.journal.undo import CompensationStatus
+from stageflow.output import StageOutput, StageStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from stageflow.engine.run import Begin
+    from stageflow.graph import Graph
+    from stageflow.journal.history import RunHistory, StageHistory
+    from stageflow.journal.resume import Probe
+
+__all__ = ["beginning", "forking", "plan_resume", "resuming"]
+
+MAX_RECOVERIES = 5
+"""How often a run whose process dies is resumed before somebody has to look at it."""
+
+
+def beginning(store: Store) -> Begin:
+    """Gives what begins a run that is recorded."""
+
+    async def begin(graph: Graph, context: PipelineContext) -> Execution:
+        if graph.admits is not None:  # what is kept is what the stages see
+            context = _with(context, data=graph.admits(context.data))
+        run_id = context.run_id or new_run_id()
+        return await _begin(
+            graph, _with(context, run_id=run_id), store, Scribe(Book(store, run_id, Policy()), "", run_id)
+        )
+
+    return begin
+
+
+async def _begin(
+    graph: Graph,
+    context: PipelineContext,
+    store: Store,
+    scribe: Scribe,
+    base: tuple[str, int, Sequence[str]] | None = None,
+) -> Execution:
+    assert context.run_id is not None
+    book = scribe.book
+    scribe.begin(graph, context, base=base)
+    run = NewRun(
+        run_id=context.run_id,
+        pipeline=graph.name,
+        tenant=context.tenant,
+        began_at=scribe.began_at,
+        base=None if base is None else base[0],
+    )
+    book.take(await store.create(run, book.batch()))
+    return await _made(graph, context, scribe)
+
+
+async def _made(graph: Graph, context: PipelineContext, scribe: Scribe) -> Execution:
+    """Makes the run; if that cannot be done, the store is told that nobody has it in hand."""
+    try:
+        return Execution(graph, context, scribe=scribe)  # noqa: ASYNC910
+    except BaseException:
+        await scribe.book.close()  # noqa: ASYNC102  # shielded
+        raise
+
+
+def _with(context: PipelineContext, **changes: Any) -> PipelineContext:
+    return attrs.evolve(context, **changes)
+
+
+async def plan_resume(
+    graph: Graph, run_id: str, store: Store, *, tenant: str | None, on_change: str, in_doubt: str | Probe
+) -> ResumePlan:
+    """Says what resuming a run would do, and does nothing of it."""
+    _, history, blobs = await load(store, run_id, tenant=tenant)
+    return plan_of(history, graph, blobs, run_id, Policy(on_change=on_change, in_doubt=in_doubt))
+
+
+def resuming(
+    run_id: str,
+    store: Store,
+    *,
+    tenant: str | None,
+    on_change: str,
+    in_doubt: str | Probe,
+    unpark: bool,
+) -> Begin:
+    """Gives what goes on with a run that was recorded."""
+    policy = Policy(on_change=on_change, in_doubt=in_doubt)
+
+    async def begin(graph: Graph, _: PipelineContext) -> Execution:
+        lease = await store.acquire(run_id, tenant=tenant)
+        try:
+            info, history, blobs = await load(store, run_id, tenant=tenant)
+            recoveries = info.recoveries + (info.status is RunStatus.RUNNING)
+            if recoveries > MAX_RECOVERIES and not unpark:
+                raise RunParkedError(run_id, recoveries=info.recoveries)
+            plan = plan_of(history, graph, blobs, run_id, policy)
+            undone = history.compensation is not None
+            if undone and history.compensated is CompensationStatus.COMPENSATED:
+                raise CompensationError(run_id)
+            if not undone:
+                refuse_if_blocked(plan)
+            context = _context_of(history, blobs, run_id, tenant)
+        except BaseException:
+            await store.release(lease)  # noqa: ASYNC102  # shielded
+            raise
+        book = Book(store, run_id, policy, blobs)
+        if plan.over:  # there is nothing to go on with, and nothing to be written
+            await store.release(lease)
+            return await _made(graph, context, _going_on(book, run_id, history, plan))
+        book.take(lease)
+        digest, description = describe(graph)
+        resumed = RunResumed(
+            holder=lease.holder,
+            graph=digest,
+            reset=() if undone else resets(plan, history),
+            renamed=dict(plan.renamed),
+            dropped=() if undone else tuple(name for name in plan.steps if name not in graph.stages),
+            recoveries=recoveries,
+        )
+        history.apply(resumed, None, None)
+        book.keep({digest: description})
+        book.later(Entry("", None, *write_event(resumed)))
+        try:
+            if callable(in_doubt) and not undone:
+                await _ask(in_doubt, book, history, blobs, tenant, context.run_id or "")
+            await book.durable(book.send(book.batch(status=RunStatus.RUNNING, recoveries=recoveries)))
+            if book.failure is not None:
+                raise book.failure
+        except BaseException:
+            await book.close()  # noqa: ASYNC102
+            raise
+        return await _made(graph, context, _going_on(book, run_id, history, plan))
+
+    return begin
+
+
+def _going_on(book: Book, run_id: str, history: RunHistory, plan: ResumePlan) -> Scribe:
+    scribe = Scribe(book, "", run_id, history, plan.values)
+    assert history.started is not None
+    scribe.began_at = history.started.began_at
+    return scribe
+
+
+def forking(
+    run_id: str,
+    store: Store,
+    *,
+    from_stage: str,
+    tenant: str | None,
+    on_change: str,
+    fork_id: str | None,
+) -> Begin:
+    """Gives what begins a run that goes on from a stage of another one."""
+    policy = Policy(on_change=on_change)
+
+    async def begin(graph: Graph, _: PipelineContext) -> Execution:
+        if from_stage not in graph.stages:
+            raise UnknownStageError(from_stage, graph.stages, where="fork(from_stage=...)")
+        log = await store.read(run_id, tenant=tenant)
+        history, blobs = (await load(store, run_id, tenant=tenant))[1:]
+        history.ended = None  # whether it was over does not matter to the fork
+        again = {from_stage}
+        for name, spec in graph.stages.items():  # in topological order
+            if any(edge.stage in again for edge in spec.after):
+                again.add(name)
+        kept = history.select(name for name in history.stages if name not in again)
+        plan = plan_of(kept, graph, blobs, run_id, policy)
+        refuse_if_blocked(plan)
+        keeps = tuple(name for name in plan.values if name in kept.stages)
+        keeps += tuple(name for name in kept.stages if name not in keeps and plan.steps[name].action.value == "reuse")
+        context = _context_of(history, blobs, run_id, tenant)
+        context = _with(context, run_id=fork_id or new_run_id(), correlation_id=context.correlation_id or run_id)
+        assert context.run_id is not None
+        scribe = Scribe(Book(store, context.run_id, policy, blobs), "", context.run_id, kept.select(keeps), plan.values)
+        return await _begin(graph, context, store, scribe, (run_id, len(log.entries), keeps))
+
+    return begin
+
+
+def _context_of(history: RunHistory, blobs: Mapping[str, bytes], run_id: str, tenant: str | None) -> PipelineContext:
+    """Makes the context of a run anew."""
+    started = history.started
+    if started is None or started.context is None or history.value is None:
+        raise StoreError(f"the journal of run {run_id} is damaged: it does not begin with a beginning", run_id=run_id)
+    try:
+        data = decode(history.value, blobs.__getitem__)
+        rest: Mapping[str, Any] = decode(started.context, blobs.__getitem__)
+    except Undecodable as error:
+        raise StoreError(
+            f"what run {run_id} was given cannot be read any more: {error.path}: {error.why}", run_id=run_id
+        ) from error
+    return PipelineContext(
+        run_id=run_id,
+        correlation_id=started.correlation_id,
+        tenant=tenant,
+        data=data,
+        snapshot=ContextSnapshot(rest["snapshot"]),
+        artifacts=rest["artifacts"],
+        metadata=rest["metadata"],
+        timeouts=rest["timeouts"],
+    )
+
+
+async def _ask(  # noqa: ASYNC910  # as the probe does
+    probe: Probe, book: Book, history: RunHistory, blobs: Mapping[str, bytes], tenant: str | None, run_id: str
+) -> None:
+    """Asks of every stage in doubt whether it took effect, also in runs within others; if so, it has succeeded."""
+    for scope, key, pipeline, run, name, stage in _doubtful(history, blobs, "", run_id):
+        output = await probe(name, key_of(tenant, pipeline, key, name))
+        if output is None:
+            continue
+        if not isinstance(cast("object", output), StageOutput) or output.status is not StageStatus.OK:
+            raise TypeError(f"the probe gave {output!r} for stage {name!r}; it gives StageOutput.ok(...), or None")
+        try:
+            value = encode(output.data, root="output")
+        except Unstorable as error:
+            raise UnstorableValueError(run_id=run_id, stage=name, path=error.path, why=error.why) from None
+        event = StageSettled(
+            state=StageState.SUCCEEDED, attempts=stage.attempts, started=stage.first, ended=stage.first
+        )
+        run.apply(event, name, value.text)
+        entry = Entry(scope, name, *write_event(event), value.text)
+        book.add(entry, StageState.SUCCEEDED, stage.attempts, value.blobs)
+        book.blobs = {**book.blobs, **value.blobs}
+
+
+def _doubtful(
+    history: RunHistory, blobs: Mapping[str, bytes], scope: str, key: str
+) -> Sequence[tuple[str, str, str, RunHistory, str, StageHistory]]:
+    found: list[tuple[str, str, str, RunHistory, str, StageHistory]] = []
+    todo = [(history, scope, key)]
+    for run, at, run_key in todo:  # grows on the way
+        description: Mapping[str, Any] = json.loads(blobs[run.graph])
+        effects = set(description["effects"])
+        for name, stage in run.stages.items():
+            if stage.settled is not None:
+                continue
+            if stage.running and name in effects:
+                found.append((at, run_key, description["pipeline"], run, name, stage))
+            for place, within in stage.within.items():
+                # As `run_child` and `MapRun` make the key; a map is known by that its items are named after it.
+                item = within.started is not None and within.started.run_id.endswith(f"/{name}[{place}]")
+                inner = f"{run_key}/{name}[{place}]" if item else f"{run_key}/{name}/{place}"
+                if within.started is not None:
+                    todo.append((within, scope_within(at, name, place), inner))
+    return found

@@ -1,0 +1,414 @@
+"""What resuming a run means: what is kept of it, what is run again, and why. Decided here, and nothing is done.
+
+A stage that succeeded is kept, and so is what a user decided: a stage that was skipped, a branch that was ended. What
+failed, was cancelled or was cut short is run again, and what never ran just runs. That holds as long as the code is
+what it was: where a stage has ended under other code, the one who resumes has to say what that means.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+import weakref
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, final
+
+import attrs
+
+from stageflow.errors import ContractViolation, DefinitionError, ResumeRefusedError, StoreError
+from stageflow.graph.fingerprint import Fingerprint, fingerprints
+from stageflow.journal.codec import Undecodable, decode
+from stageflow.journal.history import RunHistory, StageHistory, fold
+from stageflow.journal.record import CauseKind, StageState
+from stageflow.output import StageOutput
+from stageflow.stages import Default
+
+if TYPE_CHECKING:
+    from stageflow.graph import Graph
+    from stageflow.journal.store import RunInfo, Store
+    from stageflow.stages import StageSpec
+
+__all__ = [
+    "Action",
+    "Policy",
+    "Probe",
+    "ResumePlan",
+    "Step",
+    "describe",
+    "load",
+    "plan_of",
+    "refuse_if_blocked",
+    "resets",
+]
+
+Probe: TypeAlias = Callable[[str, str], Awaitable[StageOutput | None]]
+"""Asked of a stage in doubt, with its name and its key of idempotency; gives what it gave, or `None` if it did not."""
+
+_descriptions: weakref.WeakKeyDictionary[Graph, tuple[str, bytes]] = weakref.WeakKeyDictionary()
+
+
+def describe(graph: Graph) -> tuple[str, bytes]:
+    """Gives the description of a graph as it is kept, and its digest: names, edges and fingerprints."""
+    found = _descriptions.get(graph)
+    if found is None:
+        shape = graph.shape
+        description = {
+            "pipeline": graph.name,
+            "names": shape.names,
+            "dependencies": shape.dependencies,
+            "effects": [name for name, spec in graph.stages.items() if spec.has_effects],
+            "undone": [name for name, spec in graph.stages.items() if spec.compensate is not None],
+            "fingerprints": {name: each.as_dict() for name, each in fingerprints(graph).items()},
+        }
+        data = json.dumps(description, separators=(",", ":")).encode("ascii")
+        found = _descriptions[graph] = hashlib.sha256(data).hexdigest(), data
+    return found
+
+
+_BY_HAND = {CauseKind.SKIP, CauseKind.CONDITION}
+
+
+@final
+class Action(enum.Enum):
+    """What resuming does with a stage."""
+
+    REUSE = "reuse"
+    """It has ended, and stays as it is."""
+    RERUN = "rerun"
+    """It is run again."""
+    RUN = "run"
+    """It never ran, and runs."""
+    IN_DOUBT = "in doubt"
+    """It was entered, and it is not known whether it took effect."""
+    ORPHANED = "orphaned"
+    """Something is recorded of it, and it is no longer there."""
+    CONFLICT = "conflict"
+    """It has ended, but under other code than is there now."""
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Step:
+    """What resuming does with one stage.
+
+    Attributes:
+        stage: The stage.
+        action: What is done with it.
+        reason: Why, in words.
+        changed: What of its code has changed since: ``"code"``, ``"version"``, ``"contract"``, ``"edges"`` and
+            ``"policy"``.
+        blocks: Whether the run cannot be resumed because of it, without a word on what to do.
+    """
+
+    stage: str
+    action: Action
+    reason: str
+    changed: tuple[str, ...] = ()
+    blocks: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.action.value} ({self.reason})"
+
+
+@final
+@attrs.frozen(kw_only=True)
+class ResumePlan:
+    """What resuming a run would do, stage by stage. Print it.
+
+    Attributes:
+        run_id: The run.
+        pipeline: The pipeline's name.
+        steps: What is done with each stage, in topological order, those that are no longer there at the end.
+        renamed: The stages that have another name now: the new ones, by the old ones.
+        over: Whether the run has come to its end, so that nothing of it is run again.
+    """
+
+    run_id: str
+    pipeline: str
+    steps: Mapping[str, Step]
+    renamed: Mapping[str, str] = attrs.field(factory=dict[str, str])
+    over: bool = False
+    values: Mapping[str, Any] = attrs.field(factory=dict[str, Any], repr=False, eq=False)  # what is reused, by stage
+
+    @property
+    def blocked(self) -> tuple[Step, ...]:
+        """Because of what the run cannot be resumed without a word on what to do."""
+        return tuple(step for step in self.steps.values() if step.blocks)
+
+    def of(self, *actions: Action) -> tuple[str, ...]:
+        """The stages with which one of these is done."""
+        return tuple(name for name, step in self.steps.items() if step.action in actions)
+
+    def __str__(self) -> str:
+        width = max((len(name) for name in self.steps), default=0)
+        lines = [
+            f"  {'!' if step.blocks else ' '} {name:{width}}  {step.action.value:8}  {step.reason}"
+            for name, step in self.steps.items()
+        ]
+        head = f"resuming run {self.run_id} of {self.pipeline!r}"
+        if self.blocked:
+            head += ", which needs a word on what is marked with !"
+        return "\n".join([f"{head}:", *lines])
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Policy:
+    """What the one who resumes says.
+
+    Attributes:
+        on_change: What it means that a stage has ended under other code.
+        in_doubt: What becomes of a stage with effects that was entered, and is not known to have ended.
+    """
+
+    on_change: str = "refuse"
+    in_doubt: str | Probe = "rerun"
+
+    def __attrs_post_init__(self) -> None:
+        if self.on_change not in {"refuse", "reuse", "rerun"}:
+            raise DefinitionError(f'on_change= takes "refuse", "reuse" or "rerun", not {self.on_change!r}')
+        if self.in_doubt not in {"rerun", "hold"} and not callable(self.in_doubt):
+            raise DefinitionError(f'in_doubt= takes "rerun", "hold" or an async function, not {self.in_doubt!r}')
+
+    def plan_within(self, history: RunHistory, graph: Graph, blobs: Mapping[str, bytes], run_id: str) -> ResumePlan:
+        """Decides what becomes of the stages of a run within a stage if that is gone on with.
+
+        Raises:
+            ResumeRefusedError: Its code has changed, and nothing is said of what that means.
+        """
+        plan = plan_of(history, graph, blobs, run_id, self)
+        refuse_if_blocked(plan)
+        return plan
+
+
+def refuse_if_blocked(plan: ResumePlan) -> None:
+    """Raises what says why a run cannot be resumed, if it cannot."""
+    if plan.blocked:
+        changed = any(step.action is not Action.IN_DOUBT for step in plan.blocked)
+        doubtful = any(step.action is Action.IN_DOUBT for step in plan.blocked)
+        ways = ['on_change="reuse" or "rerun"'] * changed + ['in_doubt="rerun" or a probe'] * doubtful
+        names = "; ".join(map(str, plan.blocked[:5])) + ("; …" if len(plan.blocked) > 5 else "")
+        raise ResumeRefusedError(
+            f"run {plan.run_id} of {plan.pipeline!r} was not resumed: {names}; say {' and '.join(ways)}",
+            run_id=plan.run_id,
+            plan=plan,
+        )
+
+
+def resets(plan: ResumePlan, history: RunHistory) -> tuple[str, ...]:
+    """Gives the stages of which something is recorded that does not count any more."""
+    now_named = {new: old for old, new in plan.renamed.items()}
+    known = {name: history.stages.get(now_named.get(name, name)) for name in plan.steps}
+    return tuple(
+        name
+        for name, step in plan.steps.items()
+        if step.action in (Action.RERUN, Action.RUN) and (stage := known[name]) is not None and stage.settled
+    )
+
+
+async def load(store: Store, run_id: str, *, tenant: str | None) -> tuple[RunInfo, RunHistory, dict[str, bytes]]:
+    """Reads what is known of a run, also from those that it was forked from.
+
+    Raises:
+        UnknownRunError: There is no such run.
+        TenantMismatchError: It is another tenant's.
+        StoreError: What is recorded of it is damaged.
+    """
+    log = await store.read(run_id, tenant=tenant)
+    blobs = dict(log.blobs)
+    own = fold(log.entries)
+    if own.started is None:
+        raise StoreError(f"the journal of run {run_id} is damaged: it does not begin with a beginning", run_id=run_id)
+    if own.started.base is None:
+        return log.info, own, blobs
+    chain = [(own.started.keeps, log.entries)]
+    base, length = own.started.base, own.started.base_length
+    history = own
+    while True:  # through all that it goes back to
+        older = await store.read(base, tenant=tenant)
+        blobs |= older.blobs
+        entries = older.entries[:length]
+        begun = fold(entries[:1]).started
+        if begun is None or begun.base is None:
+            history = fold(entries)
+            break
+        chain.append((begun.keeps, entries))
+        base, length = begun.base, begun.base_length
+    for keeps, entries in reversed(chain):
+        history = fold(entries, history.select(keeps))
+    return log.info, history, blobs
+
+
+def plan_of(history: RunHistory, graph: Graph, blobs: Mapping[str, bytes], run_id: str, policy: Policy) -> ResumePlan:
+    """Decides what resuming a run would do."""
+    if history.graph == describe(graph)[0]:
+        return _plan(history, graph, graph.shape.names, {}, {}, blobs, run_id, policy)
+    recorded = _description(history, blobs, run_id)
+    names: Sequence[str] = recorded["names"]
+    before = {name: Fingerprint.from_dict(each) for name, each in recorded["fingerprints"].items()}
+    renamed = {
+        old: spec.name
+        for spec in graph.stages.values()
+        for old in spec.aka
+        if old in before and old not in graph.stages and spec.name not in before
+    }
+    before = {renamed.get(name, name): each for name, each in before.items()}
+    now = fingerprints(graph, known_as={new: old for old, new in renamed.items()})
+    changes = {name: before[name].differences(now[name]) for name in graph.stages if name in before}
+    return _plan(history, graph, names, renamed, changes, blobs, run_id, policy)
+
+
+def _plan(
+    history: RunHistory,
+    graph: Graph,
+    names: Sequence[str],
+    renamed: Mapping[str, str],
+    changes: Mapping[str, tuple[str, ...]],
+    blobs: Mapping[str, bytes],
+    run_id: str,
+    policy: Policy,
+) -> ResumePlan:
+    known = {renamed.get(name, name): stage for name, stage in history.stages.items()}
+    recorded = {renamed.get(name, name) for name in names}
+    steps: dict[str, Step] = {}
+    values: dict[str, Any] = {}
+    again: dict[str, str] = {}  # what is run again because of other code, and what follows from that
+    over = history.ended is not None and history.ended.status.value in {"succeeded", "partial"}
+    for name, spec in graph.stages.items():
+        stage = known.get(name)
+        changed = changes.get(name, ())
+        if over and stage is not None and stage.settled is not None:
+            steps[name] = Step(stage=name, action=Action.REUSE, reason=f"{stage.settled.state.value}; the run is over")
+            if stage.value is not None:
+                values[name] = _decoded(stage, blobs)
+            continue
+        if stage is None or not stage.recorded:
+            what = "not reached yet" if name in recorded else "new"
+            steps[name] = Step(stage=name, action=Action.RUN, reason=what, changed=changed)
+            continue
+        step = _step(name, spec, stage, changed, known, graph, blobs, policy, values)
+        cause = next((edge.stage for edge in spec.after if edge.stage in again), None)
+        if step.action is Action.REUSE and cause is not None:
+            step = Step(stage=name, action=Action.RERUN, reason=f"comes after {cause!r}, which is run again")
+            values.pop(name, None)
+        if step.action is Action.RERUN and (cause is not None or (step.changed and policy.on_change == "rerun")):
+            again[name] = step.reason
+        steps[name] = step
+    for name, stage in known.items():
+        if name not in graph.stages and stage.recorded and not over:
+            steps[name] = _orphan(name, stage, graph, policy)
+    return ResumePlan(run_id=run_id, pipeline=graph.name, steps=steps, renamed=renamed, over=over, values=values)
+
+
+def _description(history: RunHistory, blobs: Mapping[str, bytes], run_id: str) -> Mapping[str, Any]:
+    try:
+        return cast("Mapping[str, Any]", json.loads(blobs[history.graph]))
+    except (KeyError, ValueError) as error:
+        raise StoreError(f"the journal of run {run_id} is damaged: its graph cannot be read", run_id=run_id) from error
+
+
+def _step(
+    name: str,
+    spec: StageSpec,
+    stage: StageHistory,
+    changed: tuple[str, ...],
+    known: Mapping[str, StageHistory],
+    graph: Graph,
+    blobs: Mapping[str, bytes],
+    policy: Policy,
+    values: dict[str, Any],
+) -> Step:
+    """Decides about a stage of which something is recorded."""
+    settled = stage.settled
+    if settled is None:
+        if stage.running and spec.has_effects:
+            return _in_doubt(name, stage, policy)
+        what = f"attempt {stage.attempts} was cut short" if stage.running else f"attempt {stage.attempts} had failed"
+        return Step(stage=name, action=Action.RERUN, reason=what, changed=changed)
+    cause = "" if settled.cause is None else f": {settled.cause}"
+    if not _is_kept(name, stage, known, graph):
+        action = Action.RERUN if settled.attempts else Action.RUN
+        return Step(stage=name, action=action, reason=f"{settled.state.value}{cause}", changed=changed)
+    reason = f"{settled.state.value}{cause}"
+    if stage.value is not None:
+        try:
+            values[name] = decode(stage.value, blobs.__getitem__)
+        except Undecodable as error:
+            unreadable = f"its output cannot be read any more: {error.path}: {error.why}"
+            blocks = policy.on_change != "rerun"
+            action = Action.CONFLICT if blocks else Action.RERUN
+            return Step(stage=name, action=action, reason=unreadable, changed=(*changed, "output"), blocks=blocks)
+    if not changed:
+        return Step(stage=name, action=Action.REUSE, reason=reason)
+    what = f"{reason}, but its {' and '.join(changed)} changed since"
+    if policy.on_change == "rerun":
+        values.pop(name, None)
+        return Step(stage=name, action=Action.RERUN, reason=what, changed=changed)
+    faults = _faults(name, spec, values) if "contract" in changed else ""
+    if policy.on_change == "reuse" and not faults:
+        return Step(stage=name, action=Action.REUSE, reason=what, changed=changed)
+    return Step(stage=name, action=Action.CONFLICT, reason=what + faults, changed=changed, blocks=True)
+
+
+def _is_kept(name: str, stage: StageHistory, known: Mapping[str, StageHistory], graph: Graph) -> bool:
+    """Whether the end of a stage counts for good."""
+    settled = stage.settled
+    assert settled is not None
+    if settled.state is StageState.SUCCEEDED:
+        return True
+    cause = settled.cause
+    if cause is not None and cause.kind in _BY_HAND:
+        return cause.stage == name  # what follows from it is decided again
+    if cause is not None and cause.kind is CauseKind.CANCEL_BRANCH:
+        return True
+    if not settled.tolerated:
+        return False
+    # A failure that was tolerated, and taken into account by a stage that has ended since.
+    return any(
+        known[other].settled is not None and known[other].settled.state is StageState.SUCCEEDED  # type: ignore[union-attr]
+        for other, spec in graph.stages.items()
+        if other in known and any(edge.stage == name for edge in spec.after)
+    )
+
+
+def _in_doubt(name: str, stage: StageHistory, policy: Policy) -> Step:
+    what = f"attempt {stage.attempts} was entered, and is not known to have ended"
+    if policy.in_doubt == "rerun":
+        return Step(stage=name, action=Action.IN_DOUBT, reason=f"{what}; it is run again")
+    if policy.in_doubt == "hold":
+        return Step(stage=name, action=Action.IN_DOUBT, reason=what, blocks=True)
+    return Step(stage=name, action=Action.IN_DOUBT, reason=f"{what}; the probe is asked")
+
+
+def _orphan(name: str, stage: StageHistory, graph: Graph, policy: Policy) -> Step:
+    state = "was entered" if stage.settled is None else stage.settled.state.value
+    blocks = policy.on_change == "refuse"
+    what = "left out" if not blocks else "if it was renamed, say aka= on the stage that it is now"
+    return Step(
+        stage=name,
+        action=Action.ORPHANED,
+        reason=f"{state}, and {graph.name!r} has no such stage any more; {what}",
+        blocks=blocks,
+    )
+
+
+def _decoded(stage: StageHistory, blobs: Mapping[str, bytes]) -> Any:
+    assert stage.value is not None
+    try:
+        return decode(stage.value, blobs.__getitem__)
+    except Undecodable as error:
+        raise StoreError(f"an output cannot be read any more: {error.path}: {error.why}") from error
+
+
+def _faults(name: str, spec: StageSpec, values: dict[str, Any]) -> str:
+    """Sees whether a recorded output is what the contract of now wants; makes it that if it is."""
+    if isinstance(spec.output, Default) or name not in values:
+        return ""
+    from stageflow.stages.contract import Contract  # noqa: PLC0415
+
+    try:
+        values[name] = Contract(spec.output, f"output= of {spec.where}").check(values[name], stage=name, root="output")
+    except ContractViolation as error:
+        return "; it does not fit: " + "; ".join(map(str, error.faults))
+    return ""

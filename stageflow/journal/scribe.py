@@ -1,0 +1,579 @@
+"""The scribe: writes what happens in a run, in the order in which it happens.
+
+There is one `Book` for a run with all that it runs within itself, and one `Scribe` for each of these runs. A scribe is
+told of things the moment they happen, and nothing of that awaits; to wait until something is durable is the engine's
+business, which does so before anybody can build on it:
+
+- the start of a stage with effects is durable before it is entered;
+- the end of a stage is durable before any stage after it starts.
+
+What needs no waiting for (the start of a stage without effects, what was skipped) is kept back, and goes along with the
+next thing that is written.
+
+If something cannot be written, the book is closed: nothing that comes later is written either, for it must not be there
+without what came before. The run is told, and starts nothing any more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import traceback
+from typing import TYPE_CHECKING, Any, final
+
+import attrs
+import trio
+
+from stageflow.errors import CheckpointError, StoreError, UnstorableValueError
+from stageflow.journal.codec import Encoded, Unstorable, decode, encode
+from stageflow.journal.events import (
+    ArtifactAdded,
+    AttemptEnded,
+    AttemptStarted,
+    BranchEnded,
+    CompensationEnded,
+    CompensationStarted,
+    ErrorNote,
+    ItemNote,
+    RunEnded,
+    RunStarted,
+    StageReopened,
+    StageSettled,
+    UndoEnded,
+    UndoStarted,
+    write_event,
+)
+from stageflow.journal.history import RunHistory, scope_within
+from stageflow.journal.record import Attempt, Cause, RunStatus, StageRecord, StageState
+from stageflow.journal.resume import describe, resets
+from stageflow.journal.store import Batch, Entry, Lease, Receipt, Store
+from stageflow.journal.undo import CompensationStatus, UndoRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from stageflow.context import PipelineContext
+    from stageflow.engine.execution import Execution
+    from stageflow.graph import Graph
+    from stageflow.journal.resume import Policy
+    from stageflow.output import Artifact, StageOutput
+
+__all__ = ["Book", "Scribe", "error_note"]
+
+
+@final
+class Book:
+    """The journal of a run with all that it runs within itself, as it is being written.
+
+    Attributes:
+        store: Where it is kept.
+        run_id: The run.
+        policy: What resuming goes by, also for the runs within.
+        blobs: The large values that were read with it.
+        failure: Why nothing is written any more.
+        told: Who is told of that.
+    """
+
+    def __init__(self, store: Store, run_id: str, policy: Policy, blobs: Mapping[str, bytes] | None = None) -> None:
+        self.store = store
+        self.run_id = run_id
+        self.policy = policy
+        self.blobs: Mapping[str, bytes] = {} if blobs is None else blobs
+        self.failure: CheckpointError | None = None
+        self.told: dict[Callable[[CheckpointError], None], None] = {}
+        self._lease: Lease | None = None
+        self._later: list[Entry] = []
+        self._blobs: dict[str, bytes] = {}
+        self._states: dict[tuple[str, str], tuple[str, int]] = {}
+
+    def take(self, lease: Lease) -> None:
+        """Takes the right to write."""
+        self._lease = lease
+        lease.on_lost = self.fail
+
+    @property
+    def has_more(self) -> bool:
+        """Whether anything is kept back."""
+        return bool(self._later)
+
+    def later(self, entry: Entry) -> None:
+        """Keeps an entry back until something else is written."""
+        self._later.append(entry)
+
+    def keep(self, blobs: Mapping[str, bytes]) -> None:
+        """Keeps large values back likewise."""
+        self._blobs |= blobs
+
+    def add(self, entry: Entry, state: StageState, attempts: int, blobs: Mapping[str, bytes]) -> None:
+        """Keeps an entry back that says how far a stage is."""
+        assert entry.stage is not None
+        self._later.append(entry)
+        self._states[entry.scope, entry.stage] = state.value, attempts
+        if blobs:
+            self.keep(blobs)
+
+    def batch(
+        self,
+        status: RunStatus | None = None,
+        recoveries: int | None = None,
+        statements: Sequence[tuple[str, Any]] = (),
+        compensation: CompensationStatus | None = None,
+    ) -> Batch:
+        """Gives all that was kept back."""
+        batch = Batch(
+            entries=self._later,
+            blobs=self._blobs,
+            states=self._states,
+            status=status,
+            recoveries=recoveries,
+            statements=statements,
+            compensation=compensation,
+        )
+        self._later, self._blobs, self._states = [], {}, {}
+        return batch
+
+    def send(self, batch: Batch) -> Receipt | None:
+        """Writes something; `None` if nothing is written any more."""
+        if self.failure is not None or self._lease is None:
+            return None
+        return self.store.append_nowait(self._lease, batch)
+
+    async def durable(self, receipt: Receipt | None) -> None:  # noqa: ASYNC910  # as a receipt has it
+        """Waits until something is written; if it could not be, the run has been told."""
+        if receipt is None:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return
+        try:
+            await receipt.wait()
+        except CheckpointError as error:
+            self.fail(error)
+        except Exception as error:  # of a store that is not one of ours
+            failed = StoreError(f"the store failed: {type(error).__name__}: {error}", run_id=self.run_id)
+            failed.__cause__ = error
+            self.fail(failed)
+
+    def fail(self, error: CheckpointError) -> None:
+        """Closes the book, and tells the run."""
+        if self.failure is None:
+            error.run_id = self.run_id
+            self.failure = error
+            for tell in tuple(self.told):
+                tell(error)
+
+    async def close(self) -> None:  # noqa: ASYNC910
+        """Gives the run out of hand."""
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.on_lost = None
+            try:
+                await self.store.release(lease)
+            except CheckpointError:  # its lease will end by itself
+                return  # noqa: ASYNC910
+
+
+@final
+class Scribe:
+    """Writes what happens in one run.
+
+    Attributes:
+        book: Where it writes.
+        history: What was recorded of the run before, as far as it still counts.
+        began_at: When the run began, by the wall clock.
+        base: When that was on Trio's clock: times are kept relative to it.
+        run_id: The run's id.
+        values: The outputs that are reused, by stage, as far as they have been read.
+    """
+
+    def __init__(
+        self,
+        book: Book,
+        scope: str,
+        run_id: str,
+        history: RunHistory | None = None,
+        values: Mapping[str, Any] | None = None,
+        artifacts: Scribe | None = None,
+    ) -> None:
+        self.run_id = run_id
+        self.values: Mapping[str, Any] = {} if values is None else values
+        self.book = book
+        self.scope = scope
+        self.history = history
+        self.base: float = 0.0
+        self.began_at: float = time.time()
+        self._cut: set[str] = set()
+        self._written: set[str] = set()
+        if history is not None:
+            self._written.update(name for name, stage in history.stages.items() if stage.settled is not None)
+        self._artifacts = self if artifacts is None else artifacts  # whose artifacts those of its stages are
+        self._loose: list[tuple[Scribe, Artifact]] = []  # what was added, and is kept with the end of its stage
+
+    # Begin and end
+
+    def begin(
+        self, graph: Graph, context: PipelineContext, *, base: tuple[str, int, Sequence[str]] | None = None
+    ) -> None:
+        """Notes that a run begins.
+
+        Args:
+            graph: What is run.
+            context: With what.
+            base: What it is forked from: a run, how many events that has, and the stages that are taken over.
+
+        Raises:
+            UnstorableValueError: Its data, or something else of its context, cannot be kept.
+        """
+        digest, description = describe(graph)
+        data = self._encode(context.data, None, "data")
+        rest = self._encode(
+            {
+                "metadata": context.metadata,
+                "timeouts": context.timeouts,
+                "snapshot": dict(context.snapshot),
+                "artifacts": context.artifacts,
+            },
+            None,
+            "context",
+        )
+        started = RunStarted(
+            run_id=self.run_id,
+            pipeline=graph.name,
+            began_at=self.began_at,
+            graph=digest,
+            correlation_id=context.correlation_id,
+            context=rest.text,
+            base=None if base is None else base[0],
+            base_length=0 if base is None else base[1],
+            keeps=() if base is None else tuple(base[2]),
+        )
+        self.book.keep({digest: description, **data.blobs, **rest.blobs})
+        self.book.later(Entry(self.scope, None, *write_event(started), data.text))
+
+    def within(
+        self,
+        stage: str,
+        number: int,
+        attempt: int,
+        graph: Graph,
+        context: PipelineContext,
+        run_id: str,
+        *,
+        shares: bool,
+    ) -> Scribe:
+        """Gives the scribe of a run within a stage, or of an item of a map, and notes that it begins.
+
+        If the very same was begun before, and the process died or the stage failed, that is gone on with.
+
+        Args:
+            stage: The stage.
+            number: Which of the runs within it, in this attempt.
+            attempt: Which attempt of the stage it is.
+            graph: What is run.
+            context: With what.
+            run_id: Its id.
+            shares: Whether its artifacts are those of this run.
+
+        Raises:
+            ResumeRefusedError: Its code has changed, and resuming does not say what that means.
+        """
+        book = self.book
+        digest, description = describe(graph)
+        value: Encoded | None = None
+        try:
+            value = encode(context.data)
+            data = hashlib.sha256(value.text.encode("ascii")).hexdigest()[:16]
+        except Unstorable as error:  # then nobody can tell whether it is the same again
+            data = None
+            if graph.plan.compensates:  # and an undo could not be given it
+                raise UnstorableValueError(run_id=book.run_id, stage=stage, path=error.path, why=error.why) from None
+        known = None if self.history is None or stage not in self.history.stages else self.history.stages[stage]
+        taken = None if known is None else known.take(number)
+        place = str(number) if attempt == 1 else f"{number}.{attempt}"
+        before: RunHistory | None = None
+        if taken is not None:
+            place, before = taken
+        started = None if before is None else before.started
+        same = started is not None and data is not None and (started.pipeline, started.data) == (graph.name, data)
+        if before is not None and not same:
+            place = str(number) if attempt == 1 else f"{number}.{attempt}"
+            before.taken = False  # what it did may have to be undone
+        scope = scope_within(self.scope, stage, place)
+        artifacts = self._artifacts if shares else None
+        reset: tuple[str, ...] = ()
+        if same and before is not None and started is not None:
+            run_id, values = started.run_id, dict[str, Any]()
+            if before.compensation is None:
+                plan = book.policy.plan_within(before, graph, book.blobs, book.run_id)
+                reset, values = resets(plan, before), dict(plan.values)
+            scribe = Scribe(book, scope, run_id, before, values, artifacts)
+            scribe.began_at = started.began_at
+        else:
+            scribe = Scribe(book, scope, run_id, artifacts=artifacts)
+        event = RunStarted(
+            run_id=run_id,
+            pipeline=graph.name,
+            began_at=scribe.began_at,
+            graph=digest,
+            data=data,
+            continues=same,
+            reset=reset,
+        )
+        book.keep({digest: description})
+        kept = value is not None and graph.plan.compensates and not same
+        book.later(Entry(scope, None, *write_event(event), value.text if kept and value is not None else None))
+        if kept and value is not None:
+            book.keep(value.blobs)
+        if same and before is not None:
+            before.apply(event, None, None)
+            scribe._written.difference_update(reset)
+        return scribe
+
+    async def end(self, records: Iterable[StageRecord], status: RunStatus, cause: Cause | None, now: float) -> None:
+        """Notes that the run has ended, and waits until all of it is durable, if nothing is around it."""
+        book = self.book
+        for record in records:
+            if record.name not in self._written:
+                self.note(record)
+        if not self.scope or status is not RunStatus.SUCCEEDED:
+            ended = RunEnded(status=status, ended=now - self.base, cause=cause)
+            book.later(Entry(self.scope, None, *write_event(ended)))
+        if self.scope:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return
+        await book.durable(book.send(book.batch(status=status, recoveries=0)))
+        await book.close()
+
+    # Undoing
+
+    async def compensating(self, execution: Execution, cause: Cause) -> bool:
+        """Has it on record that the run is undone from here on; tells whether it is.
+
+        All that is known of its stages is written with that, for nothing else will happen to them.
+        """
+        if self.history is None or self.history.compensation is None:
+            for record in execution.collector.slots:
+                if record is not None and record.name not in self._written:
+                    self.note(record)
+            verdict, status = execution.verdict, execution.status_so_far
+            event = CompensationStarted(
+                cause=cause, stage=verdict.name if isinstance(verdict, StageRecord) else None, status=status
+            )
+            self.book.later(Entry(self.scope, None, *write_event(event)))
+        state = None if self.scope else CompensationStatus.COMPENSATING
+        await self.book.durable(self.book.send(self.book.batch(compensation=state)))
+        return self.book.failure is None
+
+    async def undoing(self, stage: str, undo: UndoRecord) -> bool:
+        """Has it on record that an undo is going to be called; tells whether it is."""
+        self.book.later(Entry(self.scope, stage, *write_event(UndoStarted(attempt=undo.attempts))))
+        await self.book.durable(self.book.send(self.book.batch()))
+        return self.book.failure is None
+
+    async def undone(self, stage: str, undo: UndoRecord) -> None:
+        """Has it on record what has become of the undoing of a stage."""
+        self.not_undone(stage, undo)
+        await self.book.durable(self.book.send(self.book.batch()))
+
+    def not_undone(self, stage: str, undo: UndoRecord) -> None:
+        """Notes the same of a stage whose undo is not called; it is written with the next thing that is."""
+        event = UndoEnded(
+            state=undo.state,
+            attempts=undo.attempts,
+            reason=undo.reason,
+            error=None if undo.error is None else error_note(undo.error),
+        )
+        self.book.later(Entry(self.scope, stage, *write_event(event)))
+
+    async def compensated(self, status: CompensationStatus) -> None:
+        """Has it on record that everything was undone that could be."""
+        self.book.later(Entry(self.scope, None, *write_event(CompensationEnded(status=status))))
+        state = None if self.scope else status
+        await self.book.durable(self.book.send(self.book.batch(compensation=state)))
+
+    def note(self, record: StageRecord) -> None:
+        """Notes that a stage has ended; it is written with the next thing that is."""
+        try:
+            self._settle(record)
+        except UnstorableValueError as error:
+            self.book.fail(error)
+
+    # What happens to stages
+
+    def entered(self, record: StageRecord, *, now: bool = False) -> Receipt | None:
+        """Notes that a stage was entered; it is written with the next thing that is, or now."""
+        began = record.details.began
+        at = (record.started or 0.0) if began is None else began
+        event = AttemptStarted(attempt=record.attempts, started=at - self.base)
+        entry = Entry(self.scope, record.name, *write_event(event))
+        self.book.add(entry, StageState.RUNNING, record.attempts, {})
+        return self.book.send(self.book.batch()) if now else None
+
+    def settled(self, record: StageRecord, *, tolerated: bool = False, partly: bool = False) -> Receipt | None:
+        """Notes that a stage has ended. If its output cannot be kept, the run is told, and starts nothing any more."""
+        if record.name in self._written:
+            return None
+        try:
+            self._settle(record, tolerated=tolerated, partly=partly)
+        except UnstorableValueError as error:
+            self.book.fail(error)
+            return None
+        return self.book.send(self.book.batch())
+
+    def _settle(self, record: StageRecord, *, tolerated: bool = False, partly: bool = False) -> None:
+        details, base = record.details, self.base
+        value: Encoded | None = None
+        if record.output is not None:
+            value = self._encode(record.output.data, record.name, "output")
+        partial = self._encode(dict(record.partial), record.name, "partial") if record.partial else None
+        self._written.add(record.name)
+        event = StageSettled(
+            state=record.state,
+            attempts=record.attempts,
+            started=None if record.started is None else record.started - base,
+            began=None if details.began is None else details.began - base,
+            ended=None if record.ended is None else record.ended - base,
+            partial=None if partial is None else partial.text,
+            error=None if record.error is None else error_note(record.error),
+            recoverable=record.recoverable,
+            cause=record.cause,
+            after_cancel=record.after_cancel,
+            waited=details.waited,
+            limit=details.limit,
+            source=details.source,
+            overran=details.overran,
+            items=tuple(_item_note(number, item) for number, item in details.items.items()),
+            tolerated=tolerated,
+            partly=partly,
+        )
+        blobs = {**({} if value is None else value.blobs), **({} if partial is None else partial.blobs)}
+        entry = Entry(self.scope, record.name, *write_event(event), None if value is None else value.text)
+        if self._artifacts._loose:
+            self._keep_artifacts(record.name)
+        self.book.add(entry, record.state, record.attempts, blobs)
+
+    async def commit(
+        self,
+        record: StageRecord,
+        output: StageOutput,
+        now: float,
+        statements: Sequence[tuple[str, Any]],
+        *,
+        partly: bool = False,
+    ) -> Exception | None:
+        """Writes that a stage has succeeded, and what it says in SQL, as one; gives what was wrong with that."""
+        ended = attrs.evolve(record, state=StageState.SUCCEEDED, output=output, ended=now, cause=None, error=None)
+        if self.book.has_more:  # of others, which must be there also if the SQL is wrong
+            self.book.send(self.book.batch())
+        loose = self._artifacts._loose
+        try:
+            self._settle(ended, partly=partly)
+        except UnstorableValueError as error:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return error
+        left = {id(artifact) for _, artifact in self._artifacts._loose}
+        taken = [each for each in loose if id(each[1]) not in left]
+        receipt = self.book.send(self.book.batch(statements=statements))
+        if receipt is None:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return self.book.failure
+        try:
+            await receipt.wait()
+        except CheckpointError as error:
+            self.book.fail(error)
+            return error  # noqa: ASYNC910
+        except Exception as error:  # what the SQL did wrong
+            self._written.discard(record.name)
+            self._artifacts._loose = [*taken, *self._artifacts._loose]
+            return error  # noqa: ASYNC910
+        return None
+
+    def tried(self, record: StageRecord, attempt: Attempt, feedback: str | None, *, together: bool) -> None:
+        """Notes that an attempt has failed, and another one follows; `together` with what is noted next."""
+        event = AttemptEnded(
+            attempt=attempt.number,
+            started=attempt.started - self.base,
+            ended=(attempt.ended or attempt.started) - self.base,
+            reason=attempt.reason,
+            error=None if attempt.error is None else error_note(attempt.error),
+            feedback=feedback,
+        )
+        self.book.add(Entry(self.scope, record.name, *write_event(event)), StageState.RUNNING, attempt.number, {})
+        if not together:
+            self.book.send(self.book.batch())
+
+    def reopened(self, names: Sequence[str], reason: str | None, now: float) -> None:
+        """Notes that stages are tried again that had succeeded; the reason is for the first."""
+        for name in names:
+            self._written.discard(name)
+            event = StageReopened(reason=reason, at=now - self.base)
+            self.book.add(Entry(self.scope, name, *write_event(event)), StageState.RUNNING, 0, {})
+            reason = None
+        self.book.send(self.book.batch())
+
+    def branch_ended(self, branch: str, cause: Cause, *, undo: bool = False, together: bool = False) -> None:
+        """Notes that a branch is ended on its own, or an item of a map; `together` with what is noted next."""
+        if branch not in self._cut:
+            self._cut.add(branch)
+            self.book.later(Entry(self.scope, branch, *write_event(BranchEnded(cause=cause, undo=undo))))
+            if not together:
+                self.book.send(self.book.batch())
+
+    def added(self, artifact: Artifact) -> None:
+        """Notes an artifact, which is kept with the end of its stage."""
+        self._artifacts._loose.append((self, artifact))
+
+    def _keep_artifacts(self, stage: str) -> None:
+        owner, rest = self._artifacts, list[tuple[Scribe, "Artifact"]]()
+        for giver, artifact in owner._loose:
+            name = artifact.stage or ""
+            if giver is not self or (name != stage and not name.startswith(f"{stage}[")):
+                rest.append((giver, artifact))
+                continue
+            value = self._encode(artifact, stage, f"artifact {artifact.name!r}")
+            self.book.keep(value.blobs)
+            self.book.later(Entry(owner.scope, stage, *write_event(ArtifactAdded()), value.text))
+        owner._loose = rest
+
+    def _encode(self, value: Any, stage: str | None, root: str) -> Encoded:
+        try:
+            return encode(value, root=root)
+        except Unstorable as error:
+            raise UnstorableValueError(run_id=self.book.run_id, stage=stage, path=error.path, why=error.why) from None
+
+    def undoable_on_record(self) -> list[str]:
+        """Gives the stages that were entered and said how they are undone, as far as the journal knows."""
+        history = self.history
+        if history is None:
+            return []
+        description = json.loads(self.book.blobs[history.started.graph if history.started else history.graph])
+        return [name for name in description["undone"] if name in history.stages and history.stages[name].recorded]
+
+    def says_how_to_undo(self, history: RunHistory) -> bool:
+        """Whether a stage of a run that was entered says how it is undone, as far as the journal knows."""
+        description = json.loads(self.book.blobs[history.graph])
+        return any(name in history.stages and history.stages[name].recorded for name in description["undone"])
+
+    def decode(self, text: str) -> Any:
+        """Reads a value that was kept."""
+        return decode(text, self.book.blobs.__getitem__)
+
+
+def error_note(error: BaseException) -> ErrorNote:
+    """Gives what is kept of an exception."""
+    cls = type(error)
+    try:
+        message = str(error)
+    except Exception as broken:  # it is the user's
+        message = f"(its message cannot be shown: {type(broken).__name__})"
+    lines = traceback.format_exception(error) if error.__traceback__ is not None else ()
+    return ErrorNote(kind=f"{cls.__module__}:{cls.__qualname__}", message=message, traceback="".join(lines))
+
+
+def _item_note(number: int, record: StageRecord) -> ItemNote:
+    return ItemNote(
+        number=number,
+        state=record.state,
+        attempts=record.attempts,
+        cause=record.cause,
+        error=None if record.error is None else error_note(record.error),
+    )

@@ -1,0 +1,102 @@
+"""The record of a compensation: what has been undone of a run, and what has not."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import final
+
+import attrs
+
+from stageflow.journal.record import Cause
+
+__all__ = ["CompensationRecord", "CompensationStatus", "UndoRecord", "UndoState"]
+
+
+@final
+class UndoState(enum.Enum):
+    """What has become of what a stage did."""
+
+    PENDING = "pending"
+    """It is not undone yet."""
+    UNDONE = "undone"
+    FAILED = "failed"
+    """Undoing it failed, after all attempts."""
+    HELD = "held"
+    """It was not undone, since something that used it could not be undone."""
+    NOT_NEEDED = "not needed"
+    """There was nothing to undo, or nothing that should be."""
+    IRREVOCABLE = "irrevocable"
+    """It was declared to be beyond undoing, and may have taken effect."""
+
+
+@final
+class CompensationStatus(enum.Enum):
+    """How far the compensation of a run is."""
+
+    COMPENSATING = "compensating"
+    """It has begun, and not ended: it goes on, or was cut short."""
+    COMPENSATED = "compensated"
+    """Everything that was to be undone has been undone."""
+    NOT_NEEDED = "not needed"
+    """Nothing was undone, since the run is past its point of no return."""
+    FAILED = "compensation failed"
+    """Something could not be undone. What did not depend on it has been."""
+
+
+@final
+@attrs.define(eq=False)
+class UndoRecord:
+    """All that a run knows of the undoing of one stage. It belongs to the run; read it, and leave it as it is.
+
+    Attributes:
+        stage: The stage; one of a run within another stage as ``"outer/0/inner"``, an item of a map as ``"items[3]"``.
+        state: What has become of it.
+        reason: Why, in words, where that is not plain.
+        attempts: How often its undo was called.
+        started: When it was called first, on Trio's clock.
+        ended: When that was over.
+        error: What it raised last, if it failed.
+        best_effort: Whether it does not matter if it fails.
+    """
+
+    stage: str
+    state: UndoState = UndoState.PENDING
+    reason: str = ""
+    attempts: int = 0
+    started: float | None = None
+    ended: float | None = None
+    error: Exception | None = None
+    best_effort: bool = False
+
+    @property
+    def missing(self) -> bool:
+        """Whether it should have been undone, and was not."""
+        failed = self.state is UndoState.FAILED and not self.best_effort
+        return failed or self.state in (UndoState.PENDING, UndoState.HELD)
+
+
+@final
+@attrs.define(eq=False)
+class CompensationRecord:
+    """What has been undone of a run.
+
+    Attributes:
+        cause: Why the run is undone.
+        status: How far that is.
+        undos: What has become of every stage that was entered and says how it is undone, or that it cannot be; in the
+            order in which they were looked at.
+    """
+
+    cause: Cause | None
+    status: CompensationStatus = CompensationStatus.COMPENSATING
+    undos: Mapping[str, UndoRecord] = attrs.field(factory=dict[str, UndoRecord])
+
+    def of(self, *states: UndoState) -> tuple[str, ...]:
+        """The stages with which it has come to one of these."""
+        return tuple(name for name, undo in self.undos.items() if undo.state in states)
+
+    def conclude(self) -> None:
+        """Says how it has ended; never that everything is undone while something is missing."""
+        missing = any(undo.missing for undo in self.undos.values())
+        self.status = CompensationStatus.FAILED if missing else CompensationStatus.COMPENSATED
