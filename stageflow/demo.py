@@ -4,6 +4,9 @@ Every distribution has a branch of its own: `read` its RECORD, the list of its f
 `verify` each of them. What is wrong with a file is a finding, and no failure; what cannot be read at all fails that one
 branch, and is tolerated there; where there is nothing to compare with, the branch is cancelled. A `report` comes after
 all of them, whatever has become of each.
+
+Whatever a stage gives can be kept in a store. So an audit that was killed goes on with what it had verified; and since
+the versions are part of what its stages are, it does not do so with what was read of another version.
 """
 
 from __future__ import annotations
@@ -73,18 +76,6 @@ class Finding:
     path: str
     problem: str
     detail: str
-
-
-@final
-@attrs.frozen
-class _Recorded:
-    """A line of a RECORD that has a hash."""
-
-    path: str
-    file: Path
-    algorithm: str
-    digest: str
-    size: int | None
 
 
 @final
@@ -168,13 +159,12 @@ def audit_pipeline(targets: Iterable[Target], *, threads: int | None = None) -> 
         reads, verifies = _READ.format(target.name), _VERIFY.format(target.name)
         pipeline = pipeline.with_stage(
             reads,
-            partial(_read, target, limiter),
+            partial(_read, target.version, target.installed, limiter),
             after="environment",
-            kind=StageKind.WORK,
             on_failure=OnFailure.TOLERATE,
         ).with_stage(
             verifies,
-            partial(_verify, target, limiter),
+            partial(_verify, target.name, target.installed, limiter),
             after=reads,
             kind=StageKind.GUARD,
             on_failure=OnFailure.TOLERATE,
@@ -229,13 +219,13 @@ async def _environment(_: StageContext) -> StageOutput:
     return StageOutput.ok(prefix=sys.prefix, python=sys.version.split()[0])
 
 
-async def _read(target: Target, limiter: trio.CapacityLimiter, _: StageContext) -> StageOutput:
-    return await trio.to_thread.run_sync(_recorded_in, target.installed, limiter=limiter)
+async def _read(version: str, installed: Distribution, limiter: trio.CapacityLimiter, _: StageContext) -> StageOutput:
+    return await trio.to_thread.run_sync(_recorded_in, version, installed, limiter=limiter)
 
 
-async def _verify(target: Target, limiter: trio.CapacityLimiter, ctx: StageContext) -> StageOutput:
-    recorded = ctx.inputs[_READ.format(target.name)]["recorded"]
-    return await trio.to_thread.run_sync(_compare_all, target.name, recorded, limiter=limiter)
+async def _verify(name: str, installed: Distribution, limiter: trio.CapacityLimiter, ctx: StageContext) -> StageOutput:
+    recorded = ctx.inputs[_READ.format(name)]["recorded"]
+    return await trio.to_thread.run_sync(_compare_all, name, installed, recorded, limiter=limiter)
 
 
 async def _report(ctx: StageContext) -> StageOutput:
@@ -248,20 +238,19 @@ async def _report(ctx: StageContext) -> StageOutput:
 # What they do in their threads
 
 
-def _recorded_in(installed: Distribution) -> StageOutput:
+def _recorded_in(version: str, installed: Distribution) -> StageOutput:
     if _is_editable(installed):
         return StageOutput.cancel_branch("editable: its files are elsewhere")
     text = _text_of_record(installed)
     if text is None:
         return StageOutput.cancel_branch("no RECORD to compare with")
-    recorded: list[_Recorded] = []
+    recorded: list[list[str | int | None]] = []  # path, algorithm, digest and size: thousands, so not a class for each
     for row in csv.reader(io.StringIO(text, newline="")):
         path, entry, size = (*row, "", "", "")[:3]
         algorithm, _, digest = entry.partition("=")
         if algorithm in _ALGORITHMS:  # the RECORD itself and compiled files have no hash
-            file = Path(str(installed.locate_file(path)))
-            recorded.append(_Recorded(path, file, algorithm, digest, int(size) if size.isdecimal() else None))
-    return StageOutput.ok(recorded=recorded)
+            recorded.append([path, algorithm, digest, int(size) if size.isdecimal() else None])
+    return StageOutput.ok(version=version, recorded=recorded)
 
 
 def _is_editable(installed: Distribution) -> bool:
@@ -277,38 +266,40 @@ def _text_of_record(installed: Distribution) -> str | None:
     return installed.read_text("RECORD")
 
 
-def _compare_all(name: str, recorded: Sequence[_Recorded]) -> StageOutput:
+def _compare_all(
+    name: str, installed: Distribution, recorded: Sequence[tuple[str, str, str, int | None]]
+) -> StageOutput:
     findings: list[Finding] = []
     unreadable: OSError | None = None
     size = 0
-    for entry in recorded:
+    for path, algorithm, digest, expected in recorded:
         trio.from_thread.check_cancelled()
         try:
-            problem, detail, length = _compare(entry)
+            problem, detail, length = _compare(Path(str(installed.locate_file(path))), algorithm, digest, expected)
         except OSError as error:
             unreadable = unreadable or error
             problem, detail, length = "unreadable", error.strerror or type(error).__name__, 0
         size += length
         if problem:
-            findings.append(Finding(name, entry.path, problem, detail))
+            findings.append(Finding(name, path, problem, detail))
     if unreadable is None:
         return StageOutput.ok(files=len(recorded), bytes=size, findings=findings)
     return StageOutput.fail(unreadable, files=len(recorded), bytes=size, findings=findings)
 
 
-def _compare(entry: _Recorded) -> tuple[str, str, int]:
+def _compare(path: Path, algorithm: str, recorded: str, expected: int | None) -> tuple[str, str, int]:
     """Gives what is wrong with a file, that in words, and how large it is."""
-    digest = hashlib.new(entry.algorithm)
+    digest = hashlib.new(algorithm)
     try:
-        with entry.file.open("rb", buffering=0) as file:
+        with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
-            if entry.size is not None and size != entry.size:
-                return "altered", f"{size:,} bytes, not {entry.size:,}", size
+            if expected is not None and size != expected:
+                return "altered", f"{size:,} bytes, not {expected:,}", size
             while chunk := file.read(_CHUNK):
                 trio.from_thread.check_cancelled()
                 digest.update(chunk)
     except (FileNotFoundError, NotADirectoryError):
         return "missing", "", 0
-    if base64.urlsafe_b64encode(digest.digest()).rstrip(b"=").decode() != entry.digest.rstrip("="):
+    if base64.urlsafe_b64encode(digest.digest()).rstrip(b"=").decode() != recorded.rstrip("="):
         return "altered", "other content", size
     return "", "", size

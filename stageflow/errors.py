@@ -511,6 +511,8 @@ def nearest(name: str, known: Iterable[str]) -> tuple[str, ...]:
 def in_words(error: BaseException) -> str:
     """Gives an error in one line: its type and message; for a group of one, those of that one."""
     error = ungroup(error)
+    if isinstance(error, RecordedError):  # which says it already
+        return str(error)
     try:
         text = " ".join(str(error).split())
     except Exception as broken:  # it is the user's, and may do anything

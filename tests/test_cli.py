@@ -317,8 +317,15 @@ def test_show_says_why_a_module_cannot_be_imported(
 def test_without_arguments_it_shows_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     out = capsys.readouterr().out
-    assert "demo" in out
-    assert "show" in out
+    assert re.findall(r"^│ ([a-z]+)  ", out, re.MULTILINE) == [
+        "demo",
+        "prune",
+        "resume",
+        "run",
+        "runs",
+        "show",
+        "trace",
+    ]
 
 
 def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,11 +8,13 @@ import json
 from importlib.metadata import Distribution, distribution
 from typing import TYPE_CHECKING
 
+import attrs
 import pytest
 import trio
 
 from stageflow import PipelineResults, Run, RunStatus, StageState, UnifiedPipelineCancelled
 from stageflow.demo import Audit, Finding, Target, audit_of, audit_pipeline, find_targets, normalised, settled
+from stageflow.journal.store import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -157,6 +159,24 @@ def test_every_distribution_has_a_branch_of_its_own_even_a_single_one(tmp_path: 
     shape = audit_pipeline(find_targets([str(tmp_path)])).build().shape
     strands = {tuple(shape.names[number] for number in branch.strand) for branch in shape.branches}
     assert strands == {("environment",), ("alone: read", "alone: verify"), ("report",)}
+
+
+def test_an_audit_that_is_recorded_and_read_again_is_the_same(tmp_path: Path) -> None:
+    install(tmp_path, "torn", {"torn/a.py": "a", "torn/b.py": "b"})
+    install(tmp_path, "linked", {}, url="file:///elsewhere", dir_info={"editable": True})
+    (tmp_path / "torn/a.py").unlink()
+    targets = find_targets([str(tmp_path)])
+
+    async def recorded() -> tuple[Audit, Audit]:
+        async with open_store("memory:") as store:
+            first = await audit_pipeline(targets).build().run(store=store)
+            # Another graph, as another process has it, which runs nothing again.
+            again = await audit_pipeline(targets).build().resume(first.run_id, store=store)
+        return audit_of(first, targets), audit_of(again, targets)
+
+    first, again = trio.run(recorded)
+    assert attrs.evolve(again, seconds=first.seconds) == first
+    assert first.findings == (Finding("torn", "torn/a.py", "missing", ""),)
 
 
 def test_a_report_is_made_of_nothing_if_nothing_is_installed(tmp_path: Path) -> None:

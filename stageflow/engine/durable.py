@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
@@ -124,7 +125,9 @@ def resuming(
         book = Book(store, run_id, policy, blobs)
         if plan.over:  # there is nothing to go on with, and nothing to be written
             await store.release(lease)
-            return await _made(graph, context, _going_on(book, run_id, history, plan))
+            scribe = _going_on(book, run_id, history, plan)
+            scribe.over = None if history.ended is None else history.ended.ended
+            return await _made(graph, context, scribe)
         book.take(lease)
         digest, description = describe(graph)
         resumed = RunResumed(
@@ -181,7 +184,11 @@ def forking(
         for name, spec in graph.stages.items():  # in topological order
             if any(edge.stage in again for edge in spec.after):
                 again.add(name)
-        kept = history.select(name for name in history.stages if name not in again)
+        assert history.started is not None
+        began_at = time.time()
+        kept = history.select(
+            (name for name in history.stages if name not in again), later=began_at - history.started.began_at
+        )
         plan = plan_of(kept, graph, blobs, run_id, policy)
         refuse_if_blocked(plan)
         keeps = tuple(name for name in plan.values if name in kept.stages)
@@ -189,7 +196,9 @@ def forking(
         context = _context_of(history, blobs, run_id, tenant)
         context = _with(context, run_id=fork_id or new_run_id(), correlation_id=context.correlation_id or run_id)
         assert context.run_id is not None
-        scribe = Scribe(Book(store, context.run_id, policy, blobs), "", context.run_id, kept.select(keeps), plan.values)
+        book = Book(store, context.run_id, policy, blobs)
+        scribe = Scribe(book, "", context.run_id, kept.select(keeps, later=0.0), plan.values)
+        scribe.began_at = began_at
         return await _begin(graph, context, store, scribe, (run_id, len(log.entries), keeps))
 
     return begin

@@ -8,7 +8,7 @@ else needs to know that there was another process before.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
@@ -17,20 +17,19 @@ from stageflow.engine.execution import Execution
 from stageflow.engine.maps import OverItems
 from stageflow.engine.nested import Around
 from stageflow.engine.paths import item_of
-from stageflow.errors import RecordedError
 from stageflow.graph import Special
 from stageflow.graph.branches import TRUNK
-from stageflow.journal import Attempt, StageRecord
+from stageflow.journal import StageState
 from stageflow.journal.history import scope_within
+from stageflow.journal.records import error_of, record_of
 from stageflow.journal.scribe import Scribe
 from stageflow.journal.undo import UndoRecord
-from stageflow.output import StageOutput, StageStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from stageflow.journal import Cause
-    from stageflow.journal.events import AttemptEnded, ErrorNote, StageSettled, UndoEnded
+    from stageflow.journal.events import StageSettled, UndoEnded
     from stageflow.journal.history import RunHistory, StageHistory
     from stageflow.stages import StageSpec
 
@@ -50,7 +49,7 @@ def record(execution: Execution, scribe: Scribe) -> None:
             specials[number] = _NOTED if special is None else attrs.evolve(special, effects=True)
     execution.specials = specials
     if scribe.history is None:
-        scribe.base = execution.collector.started
+        scribe.base, execution.collector.began_at = execution.collector.started, scribe.began_at
         return
     scribe.base = execution.collector.started - max(0.0, time.time() - scribe.began_at)
     execution.collector.started = scribe.base
@@ -64,6 +63,8 @@ async def close(execution: Execution, scribe: Scribe) -> None:
     scribe.book.told.pop(execution.lose, None)
     records = [record for record in collector.slots if record is not None]
     assert collector.ended is not None
+    if scribe.over is not None:  # before this process
+        collector.ended = scribe.base + scribe.over
     cause = execution.cause if execution.ending is None else execution.ending
     await scribe.end(records, collector.status, cause, collector.ended)
     if scribe.book.failure is not None and execution.lost is None:
@@ -80,14 +81,18 @@ def _go_on(execution: Execution, scribe: Scribe, history: RunHistory, specials: 
         if stage.settled is not None:
             settled.append((stage.place, number, stage, stage.settled))
         elif stage.attempts:
-            collector.adopt(number, _begun(execution, scribe, number, stage))
+            record = record_of(name, _branch_of(execution, number), stage, scribe.base, scribe.decode)
+            record.state = StageState.PENDING  # and so it is, in this process
+            collector.adopt(number, record)
             execution.prior[number] = stage
             special = specials[number]
             specials[number] = _TRIED if special is None else attrs.evolve(special, tried=True)
     for _, number, stage, event in sorted(settled, key=lambda each: each[0]):
-        collector.adopt(number, _ended(execution, scribe, number, stage, event))
+        name = shape.names[number]
+        value = _output(scribe, name, stage)
+        collector.adopt(number, record_of(name, _branch_of(execution, number), stage, scribe.base, value))
         if event.partly:
-            execution.in_part.add(shape.names[number])
+            execution.in_part.add(name)
     for stage_name, text in history.artifacts:
         if stage_name or text:
             execution.state.artifacts.append(scribe.decode(text))
@@ -105,8 +110,8 @@ def _go_on(execution: Execution, scribe: Scribe, history: RunHistory, specials: 
     started = history.compensation
     execution.going_back = True
     number = None if started.stage is None else shape.index.get(started.stage)
-    record = None if number is None else collector.slots[number]
-    execution.verdict = started.cause if record is None or record.error is None else record
+    failed = None if number is None else collector.slots[number]
+    execution.verdict = started.cause if failed is None or failed.error is None else failed
 
 
 def children_on_record(execution: Execution, spec: StageSpec) -> list[tuple[str, Execution | None]]:
@@ -156,7 +161,7 @@ def children_on_record(execution: Execution, spec: StageSpec) -> list[tuple[str,
 
 def _undo(name: str, event: UndoEnded) -> UndoRecord:
     undo = UndoRecord(name, event.state, event.reason, event.attempts)
-    undo.error = None if event.error is None else _error(event.error)
+    undo.error = None if event.error is None else error_of(event.error)
     return undo
 
 
@@ -178,65 +183,13 @@ def _cut(execution: Execution, cut: Mapping[str, Cause]) -> dict[int, Cause]:
     return found
 
 
-def _begun(execution: Execution, scribe: Scribe, number: int, stage: StageHistory) -> StageRecord:
-    """The record of a stage that was entered before, and is tried again."""
-    record = _named(execution, number)
-    record.attempts = stage.attempts
-    record.started = None if stage.first is None else scribe.base + stage.first
-    record.more.earlier = tuple(_attempt(scribe, attempt) for attempt in stage.earlier)
-    return record
+def _output(scribe: Scribe, name: str, stage: StageHistory) -> Callable[[str], Any]:
+    """Gives what reads the values of a stage, of which the output may have been read already."""
+    if name not in scribe.values:
+        return scribe.decode
+    return lambda text: scribe.values[name] if text is stage.value else scribe.decode(text)
 
 
-def _ended(execution: Execution, scribe: Scribe, number: int, stage: StageHistory, event: StageSettled) -> StageRecord:
-    """The record of a stage that has ended."""
-    record, base = _named(execution, number), scribe.base
-    record.state, record.attempts = event.state, event.attempts
-    record.started = None if event.started is None else base + event.started
-    record.ended = None if event.ended is None else base + event.ended
-    record.cause, record.after_cancel, record.recoverable = event.cause, event.after_cancel, event.recoverable
-    if stage.value is not None:
-        value = scribe.values.get(record.name, scribe)
-        record.output = StageOutput(StageStatus.OK, scribe.decode(stage.value) if value is scribe else value)
-    if event.partial is not None:
-        record.partial = scribe.decode(event.partial)
-    if event.error is not None:
-        record.error = _error(event.error)
-    if stage.earlier:
-        record.more.earlier = tuple(_attempt(scribe, attempt) for attempt in stage.earlier)
-    if event.began is not None:
-        record.more.began = base + event.began
-    if event.waited:
-        record.more.waited = event.waited
-    if event.limit is not None:
-        record.more.limit, record.more.source = event.limit, event.source
-    if event.overran:
-        record.more.overran = event.overran
-    if event.items:
-        items: dict[int, StageRecord] = {}
-        for note in event.items:
-            name = f"{record.name}[{note.number}]"
-            items[note.number] = StageRecord(name, name, note.state, note.attempts, cause=note.cause)
-            items[note.number].error = None if note.error is None else _error(note.error)
-        record.more.items = items
-    return record
-
-
-def _named(execution: Execution, number: int) -> StageRecord:
-    shape = execution.shape
-    branch = shape.branch_of[number]
-    return StageRecord(shape.names[number], execution.trunk.name if branch == TRUNK else shape.branch_names[branch])
-
-
-def _attempt(scribe: Scribe, event: AttemptEnded) -> Attempt:
-    return Attempt(
-        number=event.attempt,
-        started=scribe.base + event.started,
-        ended=scribe.base + event.ended,
-        reason=event.reason,
-        error=None if event.error is None else _error(event.error),
-    )
-
-
-def _error(note: ErrorNote) -> RecordedError:
-    kind = note.kind.rpartition(":")[2]
-    return RecordedError(f"{kind}: {note.message}" if note.message else kind, kind=note.kind, traceback=note.traceback)
+def _branch_of(execution: Execution, number: int) -> str:
+    branch = execution.shape.branch_of[number]
+    return execution.trunk.name if branch == TRUNK else execution.shape.branch_names[branch]

@@ -185,8 +185,11 @@ class Scheduler:
     def skip(self, numbers: Sequence[int], cause: Cause) -> list[tuple[int, Cause | None]]:
         """Skips stages, and gives what is to be told to those after them."""
         collector, now = self._execution.collector, trio.current_time()
+        scribe = self._execution.scribe
         for number in numbers:
-            collector.skip(number, cause, now)
+            record = collector.skip(number, cause, now)
+            if scribe is not None:
+                scribe.note(record)
         return [(number, cause) for number in numbers]
 
     def unsettled_in(self, branch: int) -> list[int]:

@@ -6,8 +6,11 @@ ends with is a state in which the run was once; so going on from it is going on 
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import TYPE_CHECKING, Any, final
+
+import attrs
 
 from stageflow.errors import StoreError
 from stageflow.journal.events import (
@@ -140,8 +143,25 @@ class StageHistory:
                 ),
             )
         self.settled = self.value = None
+        self.spent = 0  # its tries begin anew
         self.feedback = event.reason
         self.latest.clear()
+
+    def moved(self, later: float) -> StageHistory:
+        """Gives the same, with times relative to a beginning that was so many seconds later."""
+        twin = copy.copy(self)
+        if later:
+            twin.first = None if self.first is None else self.first - later
+            twin.earlier = tuple(
+                attrs.evolve(each, started=each.started - later, ended=each.ended - later) for each in self.earlier
+            )
+            if self.settled is not None:
+                started, began, ended = (
+                    None if time is None else time - later
+                    for time in (self.settled.started, self.settled.began, self.settled.ended)
+                )
+                twin.settled = attrs.evolve(self.settled, started=started, began=began, ended=ended)
+        return twin
 
     def reset(self) -> None:
         """It is to be run again."""
@@ -277,12 +297,17 @@ class RunHistory:
         for name in event.reset:
             self.stage(name).reset()
 
-    def select(self, names: Iterable[str]) -> RunHistory:
-        """Gives what a fork takes over: the stages of these names, as they are."""
+    def select(self, names: Iterable[str], *, later: float) -> RunHistory:
+        """Gives what a fork takes over: the stages of these names, as they are.
+
+        Args:
+            names: The names.
+            later: How much later the fork began, in seconds; its times are relative to that.
+        """
         forked = RunHistory()
         forked.started, forked.value, forked.graph = self.started, self.value, self.graph
         forked._settled = self._settled
-        forked.stages = {name: self.stages[name] for name in names if name in self.stages}
+        forked.stages = {name: self.stages[name].moved(later) for name in names if name in self.stages}
         forked.artifacts = [(stage, value) for stage, value in self.artifacts if stage in forked.stages]
         forked.cut = {name: cause for name, cause in self.cut.items() if name in forked.stages}
         return forked

@@ -26,7 +26,8 @@ from stageflow.stages import Default
 
 if TYPE_CHECKING:
     from stageflow.graph import Graph
-    from stageflow.journal.store import RunInfo, Store
+    from stageflow.journal.events import RunStarted
+    from stageflow.journal.store import Entry, RunInfo, Store
     from stageflow.stages import StageSpec
 
 __all__ = [
@@ -222,21 +223,19 @@ async def load(store: Store, run_id: str, *, tenant: str | None) -> tuple[RunInf
         raise StoreError(f"the journal of run {run_id} is damaged: it does not begin with a beginning", run_id=run_id)
     if own.started.base is None:
         return log.info, own, blobs
-    chain = [(own.started.keeps, log.entries)]
-    base, length = own.started.base, own.started.base_length
-    history = own
-    while True:  # through all that it goes back to
-        older = await store.read(base, tenant=tenant)
+    chain: list[tuple[RunStarted, Sequence[Entry]]] = []
+    begun: RunStarted | None = own.started
+    entries = log.entries
+    while begun is not None and begun.base is not None:  # through all that it goes back to
+        chain.append((begun, entries))
+        older = await store.read(begun.base, tenant=tenant)
         blobs |= older.blobs
-        entries = older.entries[:length]
+        entries = older.entries[: begun.base_length]
         begun = fold(entries[:1]).started
-        if begun is None or begun.base is None:
-            history = fold(entries)
-            break
-        chain.append((begun.keeps, entries))
-        base, length = begun.base, begun.base_length
-    for keeps, entries in reversed(chain):
-        history = fold(entries, history.select(keeps))
+    history = fold(entries)
+    for begun, entries in reversed(chain):
+        before = 0.0 if history.started is None else history.started.began_at
+        history = fold(entries, history.select(begun.keeps, later=begun.began_at - before))
     return log.info, history, blobs
 
 

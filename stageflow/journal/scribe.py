@@ -182,6 +182,7 @@ class Scribe:
         began_at: When the run began, by the wall clock.
         base: When that was on Trio's clock: times are kept relative to it.
         run_id: The run's id.
+        over: When the run was over, in seconds since it began, if it was before this process.
         values: The outputs that are reused, by stage, as far as they have been read.
     """
 
@@ -195,6 +196,7 @@ class Scribe:
         artifacts: Scribe | None = None,
     ) -> None:
         self.run_id = run_id
+        self.over: float | None = None
         self.values: Mapping[str, Any] = {} if values is None else values
         self.book = book
         self.scope = scope

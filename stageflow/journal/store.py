@@ -240,7 +240,9 @@ class Store(Protocol):
     async def prune(self, *, older_than: float, tenant: str | None = None, dry_run: bool = False) -> Sequence[RunInfo]:
         """Removes the runs of a tenant that came to an end before, each as a whole, and gives those.
 
-        What can still be resumed stays, and so does a run from which another one was forked that stays.
+        What was cut off by the end of its process, or by its caller, stays, and so does what is not undone yet. A run
+        that failed or was cancelled came to an end, and cannot be resumed any more when it is removed. A run from which
+        another one was forked that stays, stays as well.
 
         Args:
             older_than: How long ago a run must have changed last, in seconds.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sysconfig
 import textwrap
 import traceback
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 from rich.text import Text
 
+from stageflow.errors import RecordedError
 from stageflow.trace.words import one_line
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ _STANDARD = tuple(
     f"{Path(_path).resolve()}{os.sep}" for key in ("stdlib", "platstdlib") if (_path := sysconfig.get_path(key))
 )
 _ERRORS = 3  # shown with their tracebacks
+_FRAME = re.compile(r' *\|? *File "(.+)", line \d+')
 _LINES = 36  # of all tracebacks together
 
 
@@ -85,6 +88,8 @@ def trimmed(error: BaseException) -> list[str]:
     Returns:
         Its lines. One line means that there is nothing to see but type and message.
     """
+    if isinstance(error, RecordedError):
+        return _of_another_process(error)
     whole = traceback.TracebackException.from_exception(error)
     own = _package_of(whole.stack)
     for part in _parts(whole):
@@ -95,6 +100,23 @@ def trimmed(error: BaseException) -> list[str]:
     if not whole.stack and lines and lines[0].startswith("Traceback"):
         del lines[0]  # there is none left
     return lines or [type(error).__name__]
+
+
+def _of_another_process(error: RecordedError) -> list[str]:
+    """Gives what was kept of an error, with the frames of the user's code only, as far as text can tell."""
+    lines: list[str] = []
+    shown = True
+    for line in error.traceback.rstrip().splitlines():
+        frame = _FRAME.match(line)
+        if frame is not None:
+            shown = _is_users(frame[1], None)
+        elif not line.startswith("    "):
+            shown = True
+        if shown and not line.strip(" ~^").startswith("~") and line.strip(" ~^"):
+            lines.append(line)
+    if not any(_FRAME.match(line) for line in lines) and lines and lines[0].startswith("Traceback"):
+        del lines[0]
+    return lines or [str(error)]
 
 
 def _parts(whole: traceback.TracebackException) -> Iterator[traceback.TracebackException]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 
+from stageflow.errors import RecordedError
 from stageflow.journal import CauseKind
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _ENDED = {
     CauseKind.CANCEL: "cancelled the run",
     CauseKind.CANCEL_BRANCH: "ended its branch",
     CauseKind.CALLER: "was cancelled",
+    CauseKind.CHECKPOINT: "could not be recorded",
     CauseKind.NURSERY: "had its nursery cancelled",
 }
 _ASCII = str.maketrans(
@@ -109,7 +111,7 @@ def why(record: StageRecord) -> str:
             return f"ended its branch: {reason}"
         case CauseKind.FAILURE, _ if record.error is not None and reason == _message(record.error):
             # It was given to `StageOutput.fail`; a RuntimeError was made there, from words.
-            return reason if type(record.error) is RuntimeError else in_words(record.error)
+            return reason if type(record.error) in (RuntimeError, RecordedError) else in_words(record.error)
         case _:
             return reason
 

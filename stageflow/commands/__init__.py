@@ -1,0 +1,1 @@
+"""What the command `stageflow` does, command by command; `stageflow.cli` is how it is called."""

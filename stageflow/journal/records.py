@@ -1,0 +1,89 @@
+"""The record of a stage, made of what is known of it from a journal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stageflow.errors import RecordedError
+from stageflow.journal.record import Attempt, StageRecord, StageState
+from stageflow.output import StageOutput, StageStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stageflow.journal.events import AttemptEnded, ErrorNote, StageSettled
+    from stageflow.journal.history import StageHistory
+
+__all__ = ["error_of", "record_of"]
+
+
+def record_of(
+    name: str, branch: str, stage: StageHistory | None, started: float, read: Callable[[str], Any]
+) -> StageRecord:
+    """Gives the record of a stage from what is known of it; PENDING, if nothing is.
+
+    Args:
+        name: The stage.
+        branch: The branch it is in.
+        stage: What is known of it, if anything is.
+        started: When the run began.
+        read: What reads the user's values.
+    """
+    record = StageRecord(name, branch)
+    if stage is None:
+        return record
+    record.attempts = stage.attempts
+    record.started = None if stage.first is None else started + stage.first
+    if stage.earlier:
+        record.more.earlier = tuple(_attempt(attempt, started) for attempt in stage.earlier)
+    if stage.settled is not None:
+        _settle(record, stage, stage.settled, started, read)
+    elif stage.running or stage.spent:  # it was entered, or is about to be tried again
+        record.state = StageState.RUNNING
+    return record
+
+
+def _settle(
+    record: StageRecord, stage: StageHistory, event: StageSettled, started: float, read: Callable[[str], Any]
+) -> None:
+    record.state, record.attempts, record.place = event.state, event.attempts, stage.place
+    record.started = None if event.started is None else started + event.started
+    record.ended = None if event.ended is None else started + event.ended
+    record.cause, record.after_cancel, record.recoverable = event.cause, event.after_cancel, event.recoverable
+    if stage.value is not None:
+        record.output = StageOutput(StageStatus.OK, read(stage.value))
+    if event.partial is not None:
+        record.partial = read(event.partial)
+    if event.error is not None:
+        record.error = error_of(event.error)
+    if event.began is not None:
+        record.more.began = started + event.began
+    if event.waited:
+        record.more.waited = event.waited
+    if event.limit is not None:
+        record.more.limit, record.more.source = event.limit, event.source
+    if event.overran:
+        record.more.overran = event.overran
+    items: dict[int, StageRecord] = {}
+    for note in event.items:
+        item = f"{record.name}[{note.number}]"
+        items[note.number] = StageRecord(item, item, note.state, note.attempts, cause=note.cause)
+        items[note.number].error = None if note.error is None else error_of(note.error)
+    if items:
+        record.more.items = items
+
+
+def _attempt(event: AttemptEnded, started: float) -> Attempt:
+    return Attempt(
+        number=event.attempt,
+        started=started + event.started,
+        ended=started + event.ended,
+        reason=event.reason,
+        error=None if event.error is None else error_of(event.error),
+    )
+
+
+def error_of(note: ErrorNote) -> RecordedError:
+    """Gives what stands for an exception of which only words were kept."""
+    kind = note.kind.rpartition(":")[2]
+    return RecordedError(f"{kind}: {note.message}" if note.message else kind, kind=note.kind, traceback=note.traceback)
