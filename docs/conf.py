@@ -37,7 +37,8 @@ TYPE_VARIABLE = r"(.*\.)?_?[A-Z](_co|_contra)?"
 # What stands in signatures without being a public name; the reference says in words what is meant.
 UNNAMED = (
     r"(stageflow\..*\.)?"
-    r"(Body|Call|Condition|Default|Dependency|Details|NativeBody|PlainBody|Proceed|Runner|Shape|StageFunction)"
+    r"(Action|Body|Call|Condition|Default|Dependency|Details|NativeBody|PlainBody|Probe|Proceed|Runner|Shape|StageFunction"
+    r"|Step|Undo)"
     r"|Abstract(Async)?ContextManager|AttrsInstance"
 )
 nitpick_ignore_regex = [(r"py:.*", rf"({EXTERNAL})(\..*)?"), (r"py:.*", TYPE_VARIABLE), (r"py:.*", UNNAMED)]

@@ -195,7 +195,16 @@ def test_run_as_json_is_one_object_with_outputs_as_json_knows_them(capsys: pytes
     assert run("report", "--json", "--run-id", "mine", "--tenant", "acme") == 1
     out, err = capsys.readouterr()
     found = json.loads(out)
-    assert sorted(found) == ["began_at", "duration", "outputs", "pipeline", "records", "run_id", "status"]
+    assert sorted(found) == [
+        "began_at",
+        "compensation",
+        "duration",
+        "outputs",
+        "pipeline",
+        "records",
+        "run_id",
+        "status",
+    ]
     assert (found["run_id"], found["pipeline"], found["status"]) == ("mine", "report", "failed")
     assert found["outputs"] == {"fetch": {"rows": [1, 2], "day": "datetime.date(2026, 3, 2)", "odd": "inf"}}
     assert found["records"]["fetch"]["duration"] <= found["duration"]
@@ -354,6 +363,7 @@ def test_runs_as_json_are_one_object(capsys: pytest.CaptureFixture[str]) -> None
         "died": False,
         "recoveries": 0,
         "base": None,
+        "compensation": None,
         "stages": {"failed": 1, "succeeded": 1},
     }
 
@@ -881,3 +891,65 @@ def test_the_demo_is_recorded_only_where_it_is_told_to(
     monkeypatch.setenv("STAGEFLOW_STORE", "runs.db")
     assert main(["demo", "--only", "demo-slow", "--no-trace"]) == 1
     assert not Path("runs.db").exists()
+
+
+# Runs that are undone
+
+TRIP = """
+from pathlib import Path
+
+from stageflow import Compensation, Pipeline, Retry
+
+
+async def hotel(ctx):
+    return {"booked": True}
+
+
+async def pay(ctx):
+    raise ValueError("no money")
+
+
+async def cancel_hotel(ctx, output):
+    if not Path("open").exists():
+        raise OSError("the hotel does not answer")
+
+
+trip = (
+    Pipeline("trip")
+    .with_stage("hotel", hotel, compensate=Compensation(cancel_hotel, retry=Retry(attempts=1)))
+    .with_stage("pay", pay, after="hotel")
+)
+"""
+
+
+def test_a_run_whose_undoing_has_failed_is_unfinished_and_resume_finishes_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write(TRIP)
+    assert run("trip", "--run-id", "mine") == 1
+    assert "hotel  ✗ failed" in capsys.readouterr().out
+    assert command("runs", "--unfinished", "--json") == 0
+    (info,) = json.loads(capsys.readouterr().out)["runs"]
+    assert (info["status"], info["compensation"]) == ("failed", "compensation failed")
+    assert command("resume", "mine", "--plan") == 0
+    assert "hotel   undo" in capsys.readouterr().out
+    Path("open").touch()
+    assert command("resume", "mine") == 1  # for the run has failed, and that it is undone changes nothing of it
+    assert "Compensation  ✓ compensated" in capsys.readouterr().out
+    assert command("runs", "--unfinished") == 0
+    assert capsys.readouterr().out == "There are no unfinished runs in runs.db.\n"
+
+
+def test_a_run_that_was_undone_is_not_gone_on_with(capsys: pytest.CaptureFixture[str]) -> None:
+    write(TRIP)
+    Path("open").touch()
+    run("trip", "--run-id", "mine")
+    capsys.readouterr()
+    assert command("resume", "mine", "--plan") == 3
+    assert "Refused: it was undone; start a new one with fork()." in capsys.readouterr().out
+    assert command("resume", "mine") == 3
+    assert "run mine was undone" in capsys.readouterr().err
+    assert command("trace", "mine", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["compensation"]
+    assert found["status"] == "compensated"
+    assert found["undos"]["hotel"] == {"state": "undone", "attempts": 1, "reason": ""}

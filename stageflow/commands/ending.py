@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, final
 
 from stageflow.errors import (
     CheckpointError,
+    CompensationError,
     ContractViolation,
     DefinitionError,
     LeaseLostError,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Exit", "UsageError", "exit_of", "in_one_line", "ways_on"]
 
-_REFUSED = (ResumeRefusedError, RunParkedError, LeaseLostError)
+_REFUSED = (CompensationError, ResumeRefusedError, RunParkedError, LeaseLostError)
 _USAGE = (DefinitionError, RunExistsError, UnknownRunError, TenantMismatchError)
 
 
@@ -39,7 +40,7 @@ class Exit(enum.IntEnum):
     USAGE = 2
     """The command was not understood, or asks for what is not there."""
     REFUSED = 3
-    """The run was not resumed: its code has changed, it is in doubt, parked, or in the hands of another process."""
+    """The run was not resumed: it has changed, is in doubt, was undone, is parked, or another process has it."""
     STORE = 4
     """The run could not be recorded, or what is recorded could not be read."""
     CANCELLED = 5

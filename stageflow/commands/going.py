@@ -192,6 +192,8 @@ def _plan(graph: StageGraph, info: RunInfo, place: Place, manner: Manner, *, as_
 def _hindrances(plan: ResumePlan, info: RunInfo, manner: Manner) -> list[str]:
     """Says why a run cannot be resumed just now, and what to do about it."""
     found: list[str] = []
+    if plan.undone:
+        found.append("it was undone; start a new one with fork()")
     if info.held:
         found.append(f"it is in the hands of {info.holder}")
     deaths = info.recoveries + (info.status is RunStatus.RUNNING)

@@ -145,10 +145,11 @@ def _print_runs(infos: Sequence[RunInfo]) -> None:
         table.add_column("Recoveries", justify="right")
     for info in infos:
         status = "died" if _died(info) else info.status.value
+        undone = () if info.compensation is None else (info.compensation.value,)
         row = [
             Text(info.run_id),
             Text(info.pipeline),
-            Text(status, _STYLES.get(status, "")),
+            Text(", ".join([status, *undone]), _STYLES.get(status, "")),
             Text(f"{info.began_at:%Y-%m-%d %H:%M:%S}"),
             Text(_ended(info.stages)),
         ]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from stageflow.journal import StageRecord
     from stageflow.journal.resume import ResumePlan
     from stageflow.journal.store import RunInfo
+    from stageflow.journal.undo import CompensationRecord
     from stageflow.trace import Trace
 
 __all__ = ["plain", "plain_info", "plain_plan", "plain_results", "plain_trace"]
@@ -31,7 +32,16 @@ def plain_trace(trace: Trace) -> dict[str, Any]:
         "began_at": trace.began_at.isoformat(),
         "duration": None if trace.ended is None else trace.ended - trace.started,
         "records": {record.name: _plain_record(record) for record in trace.records},
+        "compensation": None if trace.compensation is None else _plain_compensation(trace.compensation),
     }
+
+
+def _plain_compensation(record: CompensationRecord) -> dict[str, Any]:
+    undos = {
+        name: {"state": undo.state.value, "attempts": undo.attempts, "reason": undo.reason}
+        for name, undo in record.undos.items()
+    }
+    return {"status": record.status.value, "undos": undos}
 
 
 def _plain_record(record: StageRecord) -> dict[str, Any]:
@@ -57,6 +67,7 @@ def plain_info(info: RunInfo) -> dict[str, Any]:
         "changed_at": info.changed_at.isoformat(),
         "recoveries": info.recoveries,
         "base": info.base,
+        "compensation": None if info.compensation is None else info.compensation.value,
         "stages": dict(info.stages),
     }
 

@@ -14,7 +14,7 @@ from stageflow.errors import StoreError
 from stageflow.frozen import FrozenDict
 from stageflow.graph import Shape, find_branches
 from stageflow.graph.branches import TRUNK
-from stageflow.journal.records import record_of
+from stageflow.journal.records import compensation_of, record_of
 from stageflow.stages.policy import TRUNK_NAME
 from stageflow.trace.trace import Trace
 
@@ -52,6 +52,7 @@ def trace_of(info: RunInfo, history: RunHistory, blobs: Mapping[str, bytes], *, 
         began_at=info.began_at if history.started is None else datetime.fromtimestamp(history.started.began_at, UTC),
         started=started,
         ended=None if history.ended is None else started + history.ended.ended,
+        compensation=compensation_of(history),
     )
 
 

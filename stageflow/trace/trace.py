@@ -9,12 +9,14 @@ import attrs
 
 from stageflow.graph import Shape
 from stageflow.journal import RunStatus, StageRecord
+from stageflow.journal.undo import CompensationRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.console import Console, ConsoleOptions
     from rich.text import Text
+
 
 __all__ = ["Trace"]
 
@@ -35,6 +37,7 @@ class Trace:
         began_at: When it began, by the wall clock.
         started: When it began, on Trio's clock.
         ended: When it ended, on Trio's clock; `None` while it goes.
+        compensation: What was undone, if anything was to be.
     """
 
     shape: Shape = attrs.field(repr=False)
@@ -44,6 +47,7 @@ class Trace:
     began_at: datetime
     started: float
     ended: float | None
+    compensation: CompensationRecord | None = attrs.field(default=None, repr=False)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
         from stageflow.trace.tree import draw  # noqa: PLC0415 - brings rich along, which only those need who look

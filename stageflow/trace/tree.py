@@ -13,6 +13,7 @@ from rich.text import Text
 from stageflow.journal import RunStatus, StageRecord, StageState
 from stageflow.trace.layout import Entry, deepest, fold, samples, widen
 from stageflow.trace.tracebacks import draw_errors, says_more
+from stageflow.trace.undone import draw_compensation
 from stageflow.trace.words import ascii_only, duration, durations, in_words, listed, one_line, shortened, why
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class _Drawing:
                 yield self._folded(entry)
             else:
                 yield from self._stage(entry)
+        if self._trace.compensation is not None:
+            yield from draw_compensation(self._trace.compensation, self._width)
         yield from draw_errors(self._trace.records, self._width)
 
     def _order(self) -> list[int]:

@@ -89,6 +89,8 @@ def listed(names: Sequence[str], most: int) -> str:
 
 def in_words(error: BaseException) -> str:
     """Gives an error in one line: its type and message."""
+    if isinstance(error, RecordedError):  # which says both
+        return _message(error)
     return f"{type(error).__name__}: {_message(error)}".removesuffix(": ")
 
 
@@ -111,7 +113,7 @@ def why(record: StageRecord) -> str:
             return f"ended its branch: {reason}"
         case CauseKind.FAILURE, _ if record.error is not None and reason == _message(record.error):
             # It was given to `StageOutput.fail`; a RuntimeError was made there, from words.
-            return reason if type(record.error) in (RuntimeError, RecordedError) else in_words(record.error)
+            return reason if type(record.error) is RuntimeError else in_words(record.error)
         case _:
             return reason
 
