@@ -830,3 +830,64 @@ async def test_the_run_is_given_out_of_hand_whatever_ends_it(world: World, store
         with suppress(Exception):
             await run(diamond(world), fresh)
         assert not (await fresh.runs())[0].held
+
+
+# What was found by those who read it
+
+
+async def test_a_nested_run_whose_code_has_changed_is_refused_before_anything_is_done(store: MemoryStore) -> None:
+    def of(x: Any, y: Any) -> StageGraph:
+        child = Pipeline("child").with_stage("x", x).with_stage("y", y, after="x")
+        return Pipeline("parent").with_stage("inner", child).build()
+
+    await run(of(original, bad), store)
+    before = (await store.read(RUN, tenant=None)).entries
+    plan = await of(edited, good).plan_resume(RUN, store=store)
+    assert str(plan.steps["inner"]).endswith("run 0 within it: x: conflict (succeeded, but its code changed since))")
+    with pytest.raises(ResumeRefusedError):
+        await of(edited, good).resume(RUN, store=store)
+    assert (await store.read(RUN, tenant=None)).entries == before
+    results = await of(edited, good).resume(RUN, store=store, on_change="rerun")
+    assert results["inner"]["x"]["by"] == "edited"
+
+
+async def test_a_fork_does_not_build_on_what_was_undone(world: World, store: MemoryStore) -> None:
+    async def undo(ctx: StageContext, output: StageOutput | None) -> None:
+        world.entered.append(f"undo {ctx.stage}")
+
+    pipeline = (
+        Pipeline("trip")
+        .with_stage("ask", world.stage())
+        .with_stage("flight", world.stage(), after="ask", compensate=undo)
+        .with_stage("pay", world.stage(), after="flight")
+    )
+    world.broken["pay"] = ValueError("no")
+    await run(pipeline, store)
+    assert world.take() == ["ask#1", "flight#1", "pay#1", "undo flight"]
+    world.broken.clear()
+    results = await pipeline.build().fork(RUN, from_stage="pay", store=store)
+    assert world.take() == ["flight#1", "pay#1"]
+    assert results.status is RunStatus.SUCCEEDED
+
+
+async def test_a_value_that_cannot_be_kept_leaves_a_run_that_is_known_to_have_failed(
+    world: World, store: MemoryStore
+) -> None:
+    pipeline = Pipeline("p").with_stage("a", world.stage()).with_stage("b", returns({"f": object()}), after="a")
+    await run(pipeline, store)
+    (info,) = await store.runs()
+    assert (info.status, info.held) == (RunStatus.FAILED, False)
+    plan = await pipeline.build().plan_resume(RUN, store=store)
+    assert (plan.steps["a"].action, plan.steps["b"].action) == (Action.REUSE, Action.RUN)
+
+
+async def test_a_store_that_raises_at_once_fails_like_one_that_fails_later(world: World) -> None:
+    class Full(Failing):
+        def append_nowait(self, lease: Any, batch: Batch) -> Any:
+            raise OSError("no space")
+
+    full: Any = Full(MemoryStore(), 0)
+    error = await run(diamond(world), full)
+    assert isinstance(error, CheckpointError)
+    assert isinstance(error.__cause__, OSError)
+    assert error.results is not None

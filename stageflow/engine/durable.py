@@ -20,7 +20,7 @@ from stageflow.journal.history import scope_within
 from stageflow.journal.resume import Policy, ResumePlan, describe, load, plan_of, refuse_if_blocked, resets
 from stageflow.journal.scribe import Book, Scribe
 from stageflow.journal.store import Entry, NewRun, Store
-from stageflow.journal.undo import CompensationStatus
+from stageflow.journal.undo import CompensationStatus, UndoState
 from stageflow.output import StageOutput, StageStatus
 
 if TYPE_CHECKING:
@@ -180,7 +180,8 @@ def forking(
         log = await store.read(run_id, tenant=tenant)
         history, blobs = (await load(store, run_id, tenant=tenant))[1:]
         history.ended = None  # whether it was over does not matter to the fork
-        again = {from_stage}
+        # What was undone is not there any more, so nothing can be built on it.
+        again = {from_stage, *(name for name, stage in history.stages.items() if _is_undone(name, stage, history))}
         for name, spec in graph.stages.items():  # in topological order
             if any(edge.stage in again for edge in spec.after):
                 again.add(name)
@@ -202,6 +203,15 @@ def forking(
         return await _begin(graph, context, store, scribe, (run_id, len(log.entries), keeps))
 
     return begin
+
+
+def _is_undone(name: str, stage: StageHistory, history: RunHistory) -> bool:
+    """Whether anything that a stage did was undone, or was to be."""
+    undo = history.undos.get(name)
+    if undo is not None and undo.state is not UndoState.NOT_NEEDED and undo.state is not UndoState.IRREVOCABLE:
+        return True
+    runs = stage.within.values()
+    return any(_is_undone(inner, each, within) for within in runs for inner, each in within.stages.items())
 
 
 def _context_of(history: RunHistory, blobs: Mapping[str, bytes], run_id: str, tenant: str | None) -> PipelineContext:

@@ -8,11 +8,11 @@ else needs to know that there was another process before.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from stageflow.context import PipelineContext
+from stageflow.context import ContextSnapshot, PipelineContext
 from stageflow.engine.execution import Execution
 from stageflow.engine.maps import OverItems
 from stageflow.engine.nested import Around
@@ -21,15 +21,14 @@ from stageflow.graph import Special
 from stageflow.graph.branches import TRUNK
 from stageflow.journal import StageState
 from stageflow.journal.history import scope_within
-from stageflow.journal.records import error_of, record_of
+from stageflow.journal.records import record_of, undo_of
 from stageflow.journal.scribe import Scribe
-from stageflow.journal.undo import UndoRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from stageflow.journal import Cause
-    from stageflow.journal.events import StageSettled, UndoEnded
+    from stageflow.journal.events import StageSettled
     from stageflow.journal.history import RunHistory, StageHistory
     from stageflow.stages import StageSpec
 
@@ -96,7 +95,7 @@ def _go_on(execution: Execution, scribe: Scribe, history: RunHistory, specials: 
     for stage_name, text in history.artifacts:
         if stage_name or text:
             execution.state.artifacts.append(scribe.decode(text))
-    execution.undos = {name: _undo(name, event) for name, event in history.undos.items()}
+    execution.undos = {name: undo_of(name, event) for name, event in history.undos.items()}
     if history.compensation is None:
         execution.scheduler.restore(_cut(execution, history.cut))
         execution.trunk.early_undos = tuple(
@@ -122,7 +121,8 @@ def children_on_record(execution: Execution, spec: StageSpec) -> list[tuple[str,
     scribe = execution.scribe
     assert scribe is not None
     stage = None if scribe.history is None else scribe.history.stages.get(spec.name)
-    found: list[tuple[str, Execution | None]] = []
+    known: list[tuple[str, Execution]] = []
+    unknown: list[tuple[str, Execution | None]] = []
     for place, within in () if stage is None else stage.within.items():
         if within.taken or within.started is None:
             continue
@@ -130,39 +130,38 @@ def children_on_record(execution: Execution, spec: StageSpec) -> list[tuple[str,
         number, _, again = place.partition(".")
         title = f"{spec.name}[{number}]" + (f".{again}" if again else "") if item else f"{spec.name}/{place}"
         graph = spec.runner.plan.graph if item else getattr(spec.runner, "child", None)
+        undoable = bool(scribe.undoable_on_record(within))
         if graph is None:
-            if scribe.says_how_to_undo(within):
-                found.append((title, None))
+            if undoable:
+                unknown.append((title, None))
             continue
-        if not graph.plan.compensates:
+        if not graph.plan.compensates and not undoable:
             continue
         state = execution.state
+        own = f"{spec.name}[{number}]" if item else f"{spec.name}/{number}"  # the same in all attempts
         around = Around(
             run_id=state.run_id,
             depth=state.depth + 1,
             lent={},
-            branch=title if item else None,
-            key=f"{state.key or state.run_id}/{title}",
+            branch=own if item else None,
+            key=f"{state.key or state.run_id}/{own}",
         )
         context = PipelineContext(
             run_id=within.started.run_id,
             correlation_id=state.origin.correlation_id or state.run_id,
             tenant=state.origin.tenant,
             data={} if within.value is None else scribe.decode(within.value),
+            snapshot=state.origin.snapshot if item else ContextSnapshot(),
+            metadata=state.origin.metadata if item else {},
         )
         scope = scope_within(scribe.scope, spec.name, place)
         child = Scribe(scribe.book, scope, within.started.run_id, within)
         child.began_at = within.started.began_at
-        found.append((title, Execution(graph, context, around, child)))
+        known.append((title, Execution(graph, context, around, child)))
         within.taken = True
-        execution.undoable.setdefault(spec.name, []).append((title, cast("Execution", found[-1][1])))
-    return [each for each in found if each[1] is None]
-
-
-def _undo(name: str, event: UndoEnded) -> UndoRecord:
-    undo = UndoRecord(name, event.state, event.reason, event.attempts)
-    undo.error = None if event.error is None else error_of(event.error)
-    return undo
+    if known:  # they were before those of this process
+        execution.undoable[spec.name] = [*known, *execution.undoable.get(spec.name, ())]
+    return unknown
 
 
 def _cut(execution: Execution, cut: Mapping[str, Cause]) -> dict[int, Cause]:

@@ -100,6 +100,7 @@ class PipelineResults(Mapping[str, StageOutput]):
             began_at=datetime.fromtimestamp(collector.began_at, UTC),
             started=collector.started,
             ended=collector.ended,
+            compensation=collector.compensation,
         )
 
     def require(self, name: str) -> StageOutput:

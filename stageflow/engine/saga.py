@@ -21,26 +21,36 @@ The caller can: a run that is cancelled while it is undone is INTERRUPTED, and c
 
 from __future__ import annotations
 
+import itertools
 import math
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, cast, final
 
 import trio
 
 from stageflow.context import StageContext
+from stageflow.engine.body import as_failure, is_cancellation
 from stageflow.engine.branch import CALLER
+from stageflow.engine.maps import OverItems
 from stageflow.engine.undoing import Undoing
 from stageflow.errors import in_words
 from stageflow.graph.branches import TRUNK
-from stageflow.journal import RunStatus, StageState
+from stageflow.journal import CauseKind, RunStatus, StageState
 from stageflow.journal.undo import CompensationRecord, CompensationStatus, UndoRecord, UndoState
+from stageflow.output import StageOutput, StageStatus
 from stageflow.stages import Default
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterable, Mapping
+
     from stageflow.engine.execution import Execution
     from stageflow.journal import Cause, StageRecord
+    from stageflow.journal.history import StageHistory
     from stageflow.stages import StageSpec
 
 __all__ = ["Saga", "compensate", "undo_branch"]
+
+_NOTHING: tuple[bool, tuple[str, ...]] = False, ()
 
 
 async def compensate(execution: Execution, status: RunStatus) -> None:  # noqa: ASYNC910  # mostly there is nothing to do
@@ -60,9 +70,9 @@ async def compensate(execution: Execution, status: RunStatus) -> None:  # noqa: 
         if execution.trunk_undone and execution.trunk.cause is not None:
             await undo_branch(execution, TRUNK, execution.trunk.cause)
         return  # noqa: ASYNC910
-    pivot = _past_pivot(execution)
+    pivot = None if execution.going_back else _past_pivot(execution)
     if pivot is not None:
-        _note_pivot(execution, pivot)
+        _note_pivot(execution, pivot, range(len(execution.collector.slots)))
         return  # noqa: ASYNC910
     if not execution.going_back and not _has_undos(execution):
         return  # noqa: ASYNC910
@@ -75,8 +85,8 @@ async def compensate(execution: Execution, status: RunStatus) -> None:  # noqa: 
         await saga.run()
 
 
-async def undo_branch(execution: Execution, branch: int, cause: Cause) -> None:
-    """Undoes what was done in a branch, and in those below it.
+async def undo_branch(execution: Execution, branch: int, cause: Cause) -> None:  # noqa: ASYNC910  # likewise
+    """Undoes what was done in a branch, and in those below it, unless the run is past its point of no return.
 
     Raises:
         trio.Cancelled: The run ends, and undoes it then, or the caller has cancelled it.
@@ -86,8 +96,11 @@ async def undo_branch(execution: Execution, branch: int, cause: Cause) -> None:
     for index in todo:  # grows on the way
         numbers += execution.shape.branches[index].strand
         todo += execution.shape.branches[index].children
-    saga = Saga(execution, cause)
-    await saga.undo_part(frozenset(numbers))
+    pivot = _past_pivot(execution)
+    if pivot is not None and not any(execution.shape.names[number] in execution.undos for number in numbers):
+        _note_pivot(execution, pivot, numbers)
+        return  # noqa: ASYNC910
+    await Saga(execution, cause).undo_part(frozenset(numbers))
 
 
 @final
@@ -114,13 +127,14 @@ class Saga:
             trio.Cancelled: The caller has cancelled it.
         """
         execution, record, scribe = self._execution, self.record, self._execution.scribe
-        record.cause, record.status = self._cause, CompensationStatus.COMPENSATING
+        everything = frozenset(range(len(execution.collector.slots)))
+        record.cause = self._cause
+        record.begin(everything)
         if scribe is not None and not await scribe.compensating(execution, self._cause):
             return
         execution.going_back = True
-        self._note_what_is_gone()
         await self._undo_run(execution, "", None)
-        record.conclude()
+        record.conclude(everything)
         if scribe is not None:
             await scribe.compensated(record.status)
 
@@ -130,99 +144,151 @@ class Saga:
         Raises:
             trio.Cancelled: The run ends, or the caller has cancelled it.
         """
-        self.record.status = CompensationStatus.COMPENSATING
+        self.record.begin(numbers)
         await self._undo_run(self._execution, "", numbers)
-        self.record.conclude()
-
-    def _note_what_is_gone(self) -> None:
-        """Notes of stages that are no longer in the graph that nobody knows how to undo them."""
-        execution, scribe = self._execution, self._execution.scribe
-        if scribe is None or scribe.history is None:
-            return
-        for name in scribe.undoable_on_record():
-            if name not in execution.graph.stages:
-                undo = self._record(execution, name, name)
-                undo.state, undo.reason = UndoState.FAILED, "the pipeline has no such stage any more"
+        self.record.conclude(numbers)
 
     # One run
 
-    async def _undo_run(self, execution: Execution, prefix: str, only: frozenset[int] | None) -> bool:
-        """Undoes a run; tells whether nothing of it is left that should have been undone."""
-        slots, dependencies = execution.collector.slots, execution.shape.dependencies
-        ran = {
-            number
-            for number, record in enumerate(slots)
-            if record is not None and record.attempts and (only is None or number in only)
-        }
+    async def _undo_run(
+        self, execution: Execution, prefix: str, only: frozenset[int] | None, *, alone: bool = False
+    ) -> bool:
+        """Undoes a run; tells whether nothing of it is left that should have been undone.
+
+        Args:
+            execution: The run.
+            prefix: What stands before the names of its stages.
+            only: The stages that are to be undone; `None` for all.
+            alone: Whether the prefix alone is the name of its only stage, since it is an item of a map.
+        """
+        names, dependencies = execution.shape.names, execution.shape.dependencies
+        paths = [prefix if alone else prefix + name for name in names]
+        ran = {number for number in range(len(names)) if (only is None or number in only) and _ran(execution, number)}
         users: dict[int, list[int]] = {number: [] for number in ran}
         for number in ran:
             for other in dependencies[number]:
                 if other in ran:
                     users[other].append(number)
         left = {number: len(after) for number, after in users.items()}
-        stopped: set[int] = set()  # what could not be undone, or was not
-        if only is not None:
-            stopped |= _used_outside(execution, ran)
+        stopped: dict[int, str] = {}  # what could not be undone
+        outside = set[int]() if only is None else _used_outside(execution, ran)
+        kept: dict[int, str] = {}  # what is not undone, since something outside of the branch has used it
+        said = {} if execution.scribe is None else execution.scribe.undoable_on_record(execution.scribe.history)
+        gone = {} if only is not None else self._note_what_is_gone(execution, prefix, said)
+        held = {index: path for path, before in gone.items() for index in before}
 
         async def undo(number: int, nursery: trio.Nursery) -> None:
-            name = prefix + execution.shape.names[number]
-            if number in stopped:  # since something outside has used it
-                self._note(execution, name, number, UndoState.NOT_NEEDED, "something outside of the branch has used it")
-            elif any(user in stopped for user in users[number]):
-                stopped.add(number)
-                culprits = [prefix + execution.shape.names[user] for user in users[number] if user in stopped]
-                self._note(execution, name, number, UndoState.HELD, f"{culprits[0]!r}, which used it, is still there")
-            elif not await self._undo_stage(execution, prefix, number):
-                stopped.add(number)
+            path, after = paths[number], users[number]
+            held_by = next((stopped[user] for user in after if user in stopped), held.get(number))
+            kept_by = next((kept[user] for user in after if user in kept), None)
+            if number in outside:
+                kept[number] = path
+                reason = "something outside of the branch has used it"
+                self._note(execution, path, number, UndoState.NOT_NEEDED, reason)
+            elif held_by is not None:
+                stopped[number] = path
+                self._note(execution, path, number, UndoState.HELD, f"{held_by!r}, which used it, is still there")
+            elif kept_by is not None:
+                kept[number] = path
+                self._note(execution, path, number, UndoState.NOT_NEEDED, f"{kept_by!r}, which used it, stays")
+            elif not await self._undo_stage(execution, path, number, had_undo=said.get(names[number], _NOTHING)[0]):
+                stopped[number] = path
             for other in dependencies[number]:
                 if other in ran:
                     left[other] -= 1
                     if not left[other]:
                         nursery.start_soon(undo, other, nursery)
 
-        async with trio.open_nursery() as nursery:
+        async with _open_nursery() as nursery:
             for number in sorted(ran, reverse=True):
                 if not left[number]:
                     nursery.start_soon(undo, number, nursery)
-        return not stopped
+        return not stopped and not gone
+
+    def _note_what_is_gone(
+        self, execution: Execution, prefix: str, said: Mapping[str, tuple[bool, tuple[str, ...]]]
+    ) -> dict[str, list[int]]:
+        """Notes of stages that are no longer there that nobody knows how they are undone; gives what each had used."""
+        index, gone = execution.shape.index, dict[str, list[int]]()
+        for name, (_, before) in said.items():
+            path = prefix + name
+            if name not in index and not self._was_undone(execution, name, path, "has no such stage any more"):
+                gone[path] = [index[other] for other in before if other in index]
+        return gone
+
+    def _was_undone(self, execution: Execution, name: str, path: str, why: str) -> bool:
+        """Whether a stage was undone before of which nobody knows any more how it is; if not, that is noted."""
+        undo = self._record(execution, name, path)
+        if undo.state is UndoState.UNDONE:
+            return True
+        undo.state, undo.reason, undo.ended = UndoState.FAILED, f"the pipeline {why}", trio.current_time()
+        if execution.scribe is not None:
+            execution.scribe.not_undone(name, undo)
+        return False
 
     # One stage
 
-    async def _undo_stage(self, execution: Execution, prefix: str, number: int) -> bool:
+    async def _undo_stage(self, execution: Execution, path: str, number: int, *, had_undo: bool) -> bool:
         """Undoes a stage, after what was run within it; tells whether it is no longer in the way."""
         spec = execution.graph.stages[execution.shape.names[number]]
         record = execution.collector.slots[number]
         assert record is not None
-        well = True
-        for title, child in children_of(execution, spec):
-            if child is None:
-                reason = "it was run by another process, with ctx.run_pipeline(); declare it with with_stage()"
-                undo = cast("dict[str, UndoRecord]", self.record.undos).setdefault(title, UndoRecord(title))
-                undo.state, undo.reason = UndoState.FAILED, reason
-                well = False
-            else:  # what it has undone by itself, when it failed, stays undone
-                well &= await self._undo_run(child, prefix if child.title is not None else f"{prefix}{title}/", None)
-        name = prefix + (spec.name if execution.title is None else execution.title)
-        if not well:
-            self._note(execution, name, number, UndoState.HELD, "what was run within it is still there")
+        if _is_taken_over(execution, record):
+            self._note(execution, path, number, UndoState.NOT_NEEDED, "it is that of the run that this was forked from")
+            return True
+        if not await self._undo_within(execution, spec, path):
+            self._note(execution, path, number, UndoState.HELD, "what was run within it is still there")
             return False
+        if _skipped_itself(record):
+            self._note(execution, path, number, UndoState.NOT_NEEDED, "it skipped itself")
+            return True
         if spec.irrevocable:
-            self._note(execution, name, number, UndoState.IRREVOCABLE, "")
+            self._note(execution, path, number, UndoState.IRREVOCABLE, "")
             return True
         if spec.compensate is None:
+            why = "does not say any more how it is undone"
+            return not had_undo or self._was_undone(execution, spec.name, path, why)
+        if spec.compensate_when == "succeeded" and not _has_succeeded(execution, record):
+            self._note(execution, path, number, UndoState.NOT_NEEDED, f"it has {record.state.value}")
             return True
-        if record.state is StageState.SKIPPED:
-            self._note(execution, name, number, UndoState.NOT_NEEDED, "it skipped itself")
-            return True
-        if record.state is not StageState.SUCCEEDED and spec.compensate_when == "succeeded":
-            self._note(execution, name, number, UndoState.NOT_NEEDED, f"it has {record.state.value}")
-            return True
-        undo = self._record(execution, spec.name, name)
+        undo = self._record(execution, spec.name, path)
         if undo.state is UndoState.UNDONE:
             return True  # by an earlier process, or with its branch
         undo.best_effort = spec.compensate.best_effort
+        if execution.scribe is not None and not execution.scribe.book.is_open:
+            return undo.best_effort and undo.state is UndoState.FAILED  # it must be on record before it is called
         async with self._room:
             return await self._call(execution, spec, record, undo) or undo.best_effort
+
+    async def _undo_within(self, execution: Execution, spec: StageSpec, path: str) -> bool:
+        """Undoes what was run within a stage: the last run first, but all items of a map at once."""
+        over_items = spec.runner if isinstance(spec.runner, OverItems) else None
+        alone = over_items is not None and over_items.plan.stage is not None
+        left: list[str] = []
+
+        async def undo(child: Execution, title: str) -> None:
+            prefix = path + title[len(spec.name) :]
+            # What it has undone by itself, when it failed, stays undone.
+            if not await self._undo_run(child, prefix if alone else f"{prefix}/", None, alone=alone):
+                left.append(title)
+
+        def attempt(each: tuple[str, Execution | None]) -> str:
+            return each[0] if over_items is None else each[0].rpartition("]")[2]
+
+        for _, together in itertools.groupby(children_of(execution, spec), attempt):
+            async with _open_nursery() as nursery:
+                for title, child in together:
+                    if child is not None:
+                        nursery.start_soon(undo, child, title)
+                        continue
+                    left.append(title)
+                    name = path + title[len(spec.name) :]
+                    undo_of_all = cast("dict[str, UndoRecord]", self.record.undos).setdefault(name, UndoRecord(name))
+                    undo_of_all.state = UndoState.FAILED
+                    undo_of_all.reason = (
+                        "it was run by another process, with ctx.run_pipeline(); declare it with with_stage()"
+                    )
+        return not left
 
     async def _call(self, execution: Execution, spec: StageSpec, record: StageRecord, undo: UndoRecord) -> bool:
         """Calls the undo of a stage, until it has ended well or may not be tried again; tells whether it has."""
@@ -241,16 +307,20 @@ class Saga:
             if scribe is not None and not await scribe.undoing(spec.name, undo):
                 return False  # it must be on record before it is called
             host = Undoing(execution, record, undo, self._cause, trio.current_time() + seconds)
+            returned: object = None
+            out_of_time = False
             try:
                 with trio.CancelScope(deadline=host.deadline) as host.scope:
-                    await compensation.undo(StageContext(host, host.part), output)
-                failure: Exception | None = None
+                    returned = await compensation.undo(StageContext(host, host.part), output)
+                failure = _said_by(returned)
                 if host.scope.cancelled_caught:
-                    failure = TimeoutError(f"ran longer than its limit of {seconds:g} s")
-            except Exception as error:
-                failure = error
+                    out_of_time, failure = True, TimeoutError(f"ran longer than its limit of {seconds:g} s")
+            except BaseException as raised:  # noqa: ASYNC103  # it is, unless there is a failure
+                failure = as_failure(raised)
+                if failure is None:
+                    raise
             retry = compensation.retry
-            if failure is None or tried >= retry.attempts or not retry.matches(failure):
+            if failure is None or tried >= retry.attempts or not (out_of_time or retry.matches(failure)):
                 break
             undo.error, undo.reason = failure, in_words(failure)
             await trio.sleep(retry.delay_after(tried))
@@ -281,18 +351,83 @@ class Saga:
                 execution.scribe.not_undone(spec.name, undo)
 
 
-def _note_pivot(execution: Execution, pivot: str) -> None:
+def _note_pivot(execution: Execution, pivot: str, numbers: Iterable[int]) -> None:
     """Notes that nothing is undone, since the run is past the point of no return."""
-    undos: dict[str, UndoRecord] = {}
-    for number, spec in enumerate(execution.graph.stages.values()):
-        record = execution.collector.slots[number]
-        if spec.compensate is not None and record is not None and record.attempts:
-            reason = f"{pivot!r}, the point of no return, has succeeded; resume the run"
-            undos[spec.name] = UndoRecord(spec.name, UndoState.NOT_NEEDED, reason)
-    if undos:
+    names, stages = execution.shape.names, execution.graph.stages
+    reason = f"{pivot!r}, the point of no return, has succeeded; resume the run"
+    undos = {
+        names[number]: UndoRecord(names[number], UndoState.NOT_NEEDED, reason)
+        for number in numbers
+        if stages[names[number]].compensate is not None and _ran(execution, number)
+    }
+    record = execution.collector.compensation
+    if record is not None:  # of a branch that was undone before
+        record.undos = {**undos, **record.undos}
+    elif undos:
         execution.collector.compensation = CompensationRecord(
             execution.cause or execution.ending or CALLER, CompensationStatus.NOT_NEEDED, undos
         )
+
+
+def _ran(execution: Execution, number: int) -> bool:
+    """Whether a stage was entered, in this process or an earlier one."""
+    record = execution.collector.slots[number]
+    if record is None or record.attempts:
+        return record is not None
+    # Of a stage without effects of its own it may not be on record that it was entered, but that others were within it.
+    stage = _history_of(execution, record.name)
+    return stage is not None and bool(stage.within)
+
+
+def _is_taken_over(execution: Execution, record: StageRecord) -> bool:
+    """Whether a stage was run by the run that this one was forked from, and not by this one."""
+    stage = _history_of(execution, record.name)
+    return stage is not None and 0 < record.attempts == stage.inherited
+
+
+def _skipped_itself(record: StageRecord) -> bool:
+    """Whether a stage says that it has done nothing. After another attempt it does not speak for that one."""
+    cause = record.cause
+    own = cause is not None and cause.kind is CauseKind.SKIP and cause.stage == record.name
+    return own and record.attempts == 1
+
+
+def _has_succeeded(execution: Execution, record: StageRecord) -> bool:
+    """Whether a stage has ever succeeded, also if it was sent back since, or is run again."""
+    if record.state is StageState.SUCCEEDED or any(attempt.output is not None for attempt in record.details.earlier):
+        return True
+    stage = _history_of(execution, record.name)
+    return stage is not None and stage.succeeded
+
+
+def _history_of(execution: Execution, name: str) -> StageHistory | None:
+    history = None if execution.scribe is None else execution.scribe.history
+    return None if history is None else history.stages.get(name)
+
+
+def _said_by(returned: object) -> Exception | None:
+    """Gives the failure that an undo has returned, if it has returned one."""
+    if not isinstance(returned, StageOutput) or returned.status in (StageStatus.OK, StageStatus.SKIP):
+        return None
+    return returned.error or RuntimeError(f"the undo returned {returned.status.value}: {returned.reason}")
+
+
+@asynccontextmanager
+async def _open_nursery() -> AsyncGenerator[trio.Nursery]:
+    """Opens a nursery that raises what has ended it, and no group of that.
+
+    All that can be is that it was cancelled, or what no run may hold back, like `KeyboardInterrupt`.
+    """
+    try:
+        async with trio.open_nursery() as nursery:
+            yield nursery
+    except BaseExceptionGroup as group:
+        rest: BaseException = group
+        if not is_cancellation(group):
+            rest = group.split(trio.Cancelled)[1] or group
+        while isinstance(rest, BaseExceptionGroup):
+            rest = cast("BaseExceptionGroup[BaseException]", rest).exceptions[0]
+        raise rest from None
 
 
 def _used_outside(execution: Execution, ran: set[int]) -> set[int]:
@@ -308,7 +443,7 @@ def _has_undos(execution: Execution) -> bool:
     """Whether anything of a run, or of what it has run within itself, says how it is undone."""
     for number, spec in enumerate(execution.graph.stages.values()):
         record = execution.collector.slots[number]
-        if record is None or not record.attempts:
+        if record is None or not _ran(execution, number) or _is_taken_over(execution, record):
             continue
         if spec.compensate is not None or spec.irrevocable:
             return True

@@ -136,8 +136,7 @@ class Tries:
             if output.status is StageStatus.RETRY and output.of not in (None, record.name):
                 if made >= most:
                     return _given_up(output, made)
-                self._note(output, began)
-                sent_back = await self._send_back(output)
+                sent_back = await self._send_back(output, self._note(output, began))
                 if sent_back is not None:
                     return sent_back
             elif made >= most:
@@ -163,8 +162,8 @@ class Tries:
         retry = self._special.retry
         return self.raised and retry is not None and retry.matches(output.error)
 
-    def _note(self, output: StageOutput, began: float) -> None:
-        """Notes an attempt that is followed by another."""
+    def _note(self, output: StageOutput, began: float) -> Attempt:
+        """Notes an attempt that is followed by another; of one that sends a stage back, that is not on record yet."""
         record = self.record
         attempt = Attempt(
             number=record.attempts,
@@ -177,8 +176,9 @@ class Tries:
         scribe = self._walker.execution.scribe
         if scribe is not None:
             asked = output.status is StageStatus.RETRY
-            sends_back = asked and output.of not in (None, record.name)
-            scribe.tried(record, attempt, output.reason if asked and not sends_back else None, together=sends_back)
+            if not asked or output.of in (None, record.name):
+                scribe.tried(record, attempt, output.reason if asked else None)
+        return attempt
 
     async def _attempt(self, *, again: bool) -> StageOutput:  # noqa: ASYNC910
         """Makes one attempt: waits for what the stage uses, and runs its body under its limits."""
@@ -307,11 +307,14 @@ class Tries:
 
     # A guard, and the stage that it sends back
 
-    async def _send_back(self, verdict: StageOutput) -> StageOutput | None:  # noqa: ASYNC910
+    async def _send_back(self, verdict: StageOutput, attempt: Attempt) -> StageOutput | None:  # noqa: ASYNC910
         """Runs the stage again that a guard has found wanting; gives how the guard ends, if that came to nothing."""
         execution, guard = self._walker.execution, self.record
         assert verdict.of is not None
         await checkpoint()  # whoever became ready with the guard has begun by now, or will not without it
+        if execution.scribe is not None:
+            # In one with what follows: or else a crash between the two would cost the guard one of its attempts.
+            execution.scribe.tried(guard, attempt, None, together=True)
         try:
             path = path_from(execution, verdict.of, self._number)
         except DefinitionError as error:

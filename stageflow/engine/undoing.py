@@ -54,7 +54,9 @@ class Undoing:
         self._cause = cause
         self.deadline: float = deadline
         self.scope: trio.CancelScope
-        self.part: Part = Part(record.name, record.branch, undo.attempts, trio.current_time(), None, record.partial)
+        now = trio.current_time()
+        # The stage itself has ended, so what the undo saves or makes would be lost, and the context says so.
+        self.part: Part = Part(record.name, record.branch, undo.attempts, now, now, record.partial)
 
     def cause_of(self, stage: StagePart) -> Cause | None:
         return self._cause

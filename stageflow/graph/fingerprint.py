@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from stageflow.stages.retry import Retry
     from stageflow.stages.typed import Parameter
 
-__all__ = ["Fingerprint", "check_former_names", "fingerprint", "fingerprints"]
+__all__ = ["Fingerprint", "check_former_names", "fingerprint", "fingerprints", "run_within"]
 
 _VERSION: Final = "version:"
 _WITHIN: Final = " within:"
@@ -186,7 +186,7 @@ class _Reader:
 
     def fingerprint(self, spec: StageSpec, settings: Settings, known_as: Mapping[str, str]) -> Fingerprint:
         """Gives what a stage is known by."""
-        graph, plan = _run_within(spec.runner)
+        graph, plan = run_within(spec.runner)
         over: Any = None if plan is None else spec.runner.over
         contract = edges = policy = within = ""
         if graph is not None:
@@ -343,7 +343,7 @@ class _Reader:
         return found
 
 
-def _run_within(runner: Any) -> tuple[Graph | None, Any]:
+def run_within(runner: Any) -> tuple[Graph | None, Any]:
     """Gives the graph that a stage runs, and how, if it is a map. The engine, above, says what these are."""
     child = getattr(runner, "child", None)
     if isinstance(child, Graph):

@@ -29,6 +29,7 @@ from stageflow.journal.events import (
     UndoStarted,
     read_event,
 )
+from stageflow.journal.record import StageState
 from stageflow.journal.undo import CompensationStatus, UndoState
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class StageHistory:
         earlier: The attempts before the last.
         first: When its first attempt began, in seconds since the run did.
         feedback: What its next attempt is to see as ``ctx.feedback``.
+        succeeded: Whether it has ever succeeded, also if that does not count any more.
+        inherited: How many of its attempts are those of the run that this one was forked from.
         within: The runs within it, and the items of a map, by their places.
         latest: The places of those with which the stage can go on, by which of the runs within it they are.
     """
@@ -64,11 +67,13 @@ class StageHistory:
         "earlier",
         "feedback",
         "first",
+        "inherited",
         "latest",
         "place",
         "running",
         "settled",
         "spent",
+        "succeeded",
         "value",
         "within",
     )
@@ -83,6 +88,8 @@ class StageHistory:
         self.earlier: tuple[AttemptEnded, ...] = ()
         self.first: float | None = None
         self.feedback: str | None = None
+        self.succeeded: bool = False
+        self.inherited: int = 0
         self.within: dict[str, RunHistory] = {}
         self.latest: dict[str, str] = {}
 
@@ -118,7 +125,8 @@ class StageHistory:
         self.attempts, self.running = event.attempt, False
         self.spent += 1
         self.earlier += (event,)
-        self.feedback = event.feedback
+        if event.feedback is not None:  # otherwise what a guard has said still holds
+            self.feedback = event.feedback
         if self.first is None:
             self.first = event.started
         self.latest.clear()  # the next attempt begins anew
@@ -126,6 +134,7 @@ class StageHistory:
     def settle(self, event: StageSettled, value: str | None, place: int) -> None:
         """It ended."""
         self.settled, self.value, self.place = event, value, place
+        self.succeeded |= event.state is StageState.SUCCEEDED
         self.attempts, self.running = event.attempts, False
         self.first = event.started if self.first is None else self.first
 
@@ -200,6 +209,9 @@ class RunHistory:
         ended: How it ended, if it has.
         resumed: How it was resumed last, if it was.
         graph: The digest of the description of its graph.
+        graphs: Those of all that it had so far.
+        names: What its stages are called now, by the names that they had before.
+        dropped: What is known of stages that are no longer there, which whoever resumed it has left out.
         taken: Whether it was gone on with.
         compensation: Why it was undone, if that has begun.
         compensated: How that has ended, if it has.
@@ -213,8 +225,11 @@ class RunHistory:
         "compensated",
         "compensation",
         "cut",
+        "dropped",
         "ended",
         "graph",
+        "graphs",
+        "names",
         "resumed",
         "stages",
         "started",
@@ -233,6 +248,9 @@ class RunHistory:
         self.ended: RunEnded | None = None
         self.resumed: RunResumed | None = None
         self.graph: str = ""
+        self.graphs: tuple[str, ...] = ()
+        self.names: dict[str, str] = {}
+        self.dropped: dict[str, StageHistory] = {}
         self.taken = False
         self.compensation: CompensationStarted | None = None
         self.compensated: CompensationStatus | None = None
@@ -285,15 +303,21 @@ class RunHistory:
         for name in event.reset:
             self.stage(name).reset()
         self.started, self.graph = event, event.graph
+        self.graphs += (event.graph,)
         self.ended = None
 
     def _resume(self, event: RunResumed) -> None:
         self.resumed, self.graph, self.ended = event, event.graph, None
+        self.graphs += (event.graph,)
+        self.names = {old: event.renamed.get(new, new) for old, new in self.names.items()} | event.renamed
         for old, new in event.renamed.items():
             if old in self.stages:
                 self.stages[new] = self.stages.pop(old)
+            if old in self.undos:
+                self.undos[new] = self.undos.pop(old)
         for name in event.dropped:
-            self.stages.pop(name, None)
+            if name in self.stages:
+                self.dropped[name] = self.stages.pop(name)
         for name in event.reset:
             self.stage(name).reset()
 
@@ -307,7 +331,10 @@ class RunHistory:
         forked = RunHistory()
         forked.started, forked.value, forked.graph = self.started, self.value, self.graph
         forked._settled = self._settled
+        forked.graphs, forked.names = self.graphs, dict(self.names)
         forked.stages = {name: self.stages[name].moved(later) for name in names if name in self.stages}
+        for stage in forked.stages.values():
+            stage.inherited = stage.attempts
         forked.artifacts = [(stage, value) for stage, value in self.artifacts if stage in forked.stages]
         forked.cut = {name: cause for name, cause in self.cut.items() if name in forked.stages}
         return forked

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from stageflow.errors import RecordedError
 from stageflow.journal.record import Attempt, StageRecord, StageState
+from stageflow.journal.undo import CompensationRecord, UndoRecord
 from stageflow.output import StageOutput, StageStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from stageflow.journal.events import AttemptEnded, ErrorNote, StageSettled
-    from stageflow.journal.history import StageHistory
+    from stageflow.journal.events import AttemptEnded, ErrorNote, StageSettled, UndoEnded
+    from stageflow.journal.history import RunHistory, StageHistory
 
-__all__ = ["error_of", "record_of"]
+__all__ = ["compensation_of", "record_of", "undo_of"]
 
 
 def record_of(
@@ -55,7 +56,7 @@ def _settle(
     if event.partial is not None:
         record.partial = read(event.partial)
     if event.error is not None:
-        record.error = error_of(event.error)
+        record.error = _error_of(event.error)
     if event.began is not None:
         record.more.began = started + event.began
     if event.waited:
@@ -68,9 +69,39 @@ def _settle(
     for note in event.items:
         item = f"{record.name}[{note.number}]"
         items[note.number] = StageRecord(item, item, note.state, note.attempts, cause=note.cause)
-        items[note.number].error = None if note.error is None else error_of(note.error)
+        items[note.number].error = None if note.error is None else _error_of(note.error)
     if items:
         record.more.items = items
+
+
+def compensation_of(history: RunHistory) -> CompensationRecord | None:
+    """Gives what was undone of a run, as far as it is known; `None` if nothing was to be."""
+    undos: dict[str, UndoRecord] = {}
+    _collect(history, "", undos)
+    started = history.compensation
+    if started is None and not undos:
+        return None
+    record = CompensationRecord(None if started is None else started.cause, undos=undos)
+    if started is None:  # just branches were undone
+        record.conclude()
+    elif history.compensated is not None:
+        record.status = history.compensated
+    return record
+
+
+def _collect(history: RunHistory, prefix: str, undos: dict[str, UndoRecord]) -> None:
+    for name, event in history.undos.items():
+        undos[prefix + name] = undo_of(prefix + name, event)
+    for name, stage in history.stages.items():
+        for place, within in stage.within.items():
+            _collect(within, f"{prefix}{name}/{place}/", undos)
+
+
+def undo_of(name: str, event: UndoEnded) -> UndoRecord:
+    """Gives the record of the undoing of a stage."""
+    undo = UndoRecord(name, event.state, event.reason, event.attempts)
+    undo.error = None if event.error is None else _error_of(event.error)
+    return undo
 
 
 def _attempt(event: AttemptEnded, started: float) -> Attempt:
@@ -79,11 +110,11 @@ def _attempt(event: AttemptEnded, started: float) -> Attempt:
         started=started + event.started,
         ended=started + event.ended,
         reason=event.reason,
-        error=None if event.error is None else error_of(event.error),
+        error=None if event.error is None else _error_of(event.error),
     )
 
 
-def error_of(note: ErrorNote) -> RecordedError:
+def _error_of(note: ErrorNote) -> RecordedError:
     """Gives what stands for an exception of which only words were kept."""
     kind = note.kind.rpartition(":")[2]
     return RecordedError(f"{kind}: {note.message}" if note.message else kind, kind=note.kind, traceback=note.traceback)

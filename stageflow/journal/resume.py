@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast, final
 import attrs
 
 from stageflow.errors import ContractViolation, DefinitionError, ResumeRefusedError, StoreError
-from stageflow.graph.fingerprint import Fingerprint, fingerprints
+from stageflow.graph.fingerprint import Fingerprint, fingerprints, run_within
 from stageflow.journal.codec import Undecodable, decode
 from stageflow.journal.history import RunHistory, StageHistory, fold
 from stageflow.journal.record import CauseKind, StageState
+from stageflow.journal.undo import CompensationStatus, UndoState
 from stageflow.output import StageOutput
 from stageflow.stages import Default
 
@@ -86,6 +87,8 @@ class Action(enum.Enum):
     """Something is recorded of it, and it is no longer there."""
     CONFLICT = "conflict"
     """It has ended, but under other code than is there now."""
+    UNDO = "undo"
+    """What it did is undone, for the run is."""
 
 
 @final
@@ -123,6 +126,7 @@ class ResumePlan:
         steps: What is done with each stage, in topological order, those that are no longer there at the end.
         renamed: The stages that have another name now: the new ones, by the old ones.
         over: Whether the run has come to its end, so that nothing of it is run again.
+        undone: Whether the run was undone, so that it cannot be resumed.
     """
 
     run_id: str
@@ -130,6 +134,7 @@ class ResumePlan:
     steps: Mapping[str, Step]
     renamed: Mapping[str, str] = attrs.field(factory=dict[str, str])
     over: bool = False
+    undone: bool = False
     values: Mapping[str, Any] = attrs.field(factory=dict[str, Any], repr=False, eq=False)  # what is reused, by stage
 
     @property
@@ -241,6 +246,8 @@ async def load(store: Store, run_id: str, *, tenant: str | None) -> tuple[RunInf
 
 def plan_of(history: RunHistory, graph: Graph, blobs: Mapping[str, bytes], run_id: str, policy: Policy) -> ResumePlan:
     """Decides what resuming a run would do."""
+    if history.compensation is not None:
+        return _plan_to_undo(history, graph, run_id)
     if history.graph == describe(graph)[0]:
         return _plan(history, graph, graph.shape.names, {}, {}, blobs, run_id, policy)
     recorded = _description(history, blobs, run_id)
@@ -256,6 +263,23 @@ def plan_of(history: RunHistory, graph: Graph, blobs: Mapping[str, bytes], run_i
     now = fingerprints(graph, known_as={new: old for old, new in renamed.items()})
     changes = {name: before[name].differences(now[name]) for name in graph.stages if name in before}
     return _plan(history, graph, names, renamed, changes, blobs, run_id, policy)
+
+
+def _plan_to_undo(history: RunHistory, graph: Graph, run_id: str) -> ResumePlan:
+    """Says what becomes of a run that is being undone: that is finished, and nothing is run again."""
+    steps: dict[str, Step] = {}
+    for name, stage in history.stages.items():
+        spec, undo = graph.stages.get(name), history.undos.get(name)
+        if undo is not None and not (undo.state is UndoState.FAILED or undo.state.open):
+            step = Step(stage=name, action=Action.REUSE, reason=undo.state.value)
+        elif spec is not None and spec.compensate is not None and stage.attempts:
+            reason = "not undone yet" if undo is None else f"{undo.state.value} {undo.reason}".rstrip()
+            step = Step(stage=name, action=Action.UNDO, reason=reason)
+        else:
+            step = Step(stage=name, action=Action.REUSE, reason="the run is undone, and it says nothing of that")
+        steps[name] = step
+    undone = history.compensated is CompensationStatus.COMPENSATED
+    return ResumePlan(run_id=run_id, pipeline=graph.name, steps=steps, over=undone, undone=undone)
 
 
 def _plan(
@@ -291,6 +315,8 @@ def _plan(
         if step.action is Action.REUSE and cause is not None:
             step = Step(stage=name, action=Action.RERUN, reason=f"comes after {cause!r}, which is run again")
             values.pop(name, None)
+        if step.action is Action.RERUN or step.action is Action.IN_DOUBT:
+            step = _with_what_is_within(step, spec, stage, blobs, run_id, policy)
         if step.action is Action.RERUN and (cause is not None or (step.changed and policy.on_change == "rerun")):
             again[name] = step.reason
         steps[name] = step
@@ -298,6 +324,32 @@ def _plan(
         if name not in graph.stages and stage.recorded and not over:
             steps[name] = _orphan(name, stage, graph, policy)
     return ResumePlan(run_id=run_id, pipeline=graph.name, steps=steps, renamed=renamed, over=over, values=values)
+
+
+def _with_what_is_within(
+    step: Step, spec: StageSpec, stage: StageHistory, blobs: Mapping[str, bytes], run_id: str, policy: Policy
+) -> Step:
+    """Lets a stage that is run again hold the run if what it goes on with, within itself, does."""
+    graph, _ = run_within(spec.runner)
+    if graph is None:
+        return step
+    for number, place in stage.latest.items():
+        run = stage.within[place]
+        if run.compensation is not None or (run.graph == describe(graph)[0] and policy.in_doubt != "hold"):
+            continue
+        blocked = _plan_within(run, graph, blobs, run_id, policy)
+        if blocked:
+            reason = f"{step.reason}; run {number} within it: {blocked[0]}"
+            return attrs.evolve(step, reason=reason, changed=blocked[0].changed, blocks=True)
+    return step
+
+
+def _plan_within(
+    history: RunHistory, graph: Graph, blobs: Mapping[str, bytes], run_id: str, policy: Policy
+) -> tuple[Step, ...]:
+    if history.started is None or history.started.pipeline != graph.name:
+        return ()  # it begins anew
+    return plan_of(history, graph, blobs, run_id, policy).blocked
 
 
 def _description(history: RunHistory, blobs: Mapping[str, bytes], run_id: str) -> Mapping[str, Any]:

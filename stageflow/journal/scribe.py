@@ -45,7 +45,7 @@ from stageflow.journal.events import (
     write_event,
 )
 from stageflow.journal.history import RunHistory, scope_within
-from stageflow.journal.record import Attempt, Cause, RunStatus, StageRecord, StageState
+from stageflow.journal.record import Attempt, Cause, CauseKind, RunStatus, StageRecord, StageState
 from stageflow.journal.resume import describe, resets
 from stageflow.journal.store import Batch, Entry, Lease, Receipt, Store
 from stageflow.journal.undo import CompensationStatus, UndoRecord
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from stageflow.context import PipelineContext
     from stageflow.engine.execution import Execution
     from stageflow.graph import Graph
+    from stageflow.journal.history import StageHistory
     from stageflow.journal.resume import Policy
     from stageflow.output import Artifact, StageOutput
 
@@ -71,7 +72,7 @@ class Book:
         run_id: The run.
         policy: What resuming goes by, also for the runs within.
         blobs: The large values that were read with it.
-        failure: Why nothing is written any more.
+        failure: Why what has happened could not be written.
         told: Who is told of that.
     """
 
@@ -82,10 +83,16 @@ class Book:
         self.blobs: Mapping[str, bytes] = {} if blobs is None else blobs
         self.failure: CheckpointError | None = None
         self.told: dict[Callable[[CheckpointError], None], None] = {}
+        self._closed = False
         self._lease: Lease | None = None
         self._later: list[Entry] = []
         self._blobs: dict[str, bytes] = {}
         self._states: dict[tuple[str, str], tuple[str, int]] = {}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything can be written."""
+        return not self._closed and self._lease is not None
 
     def take(self, lease: Lease) -> None:
         """Takes the right to write."""
@@ -135,9 +142,13 @@ class Book:
 
     def send(self, batch: Batch) -> Receipt | None:
         """Writes something; `None` if nothing is written any more."""
-        if self.failure is not None or self._lease is None:
+        if self._closed or self._lease is None:
             return None
-        return self.store.append_nowait(self._lease, batch)
+        try:
+            return self.store.append_nowait(self._lease, batch)
+        except Exception as error:  # of a store that is not one of ours
+            self.fail(self._as_failure(error))
+            return None
 
     async def durable(self, receipt: Receipt | None) -> None:  # noqa: ASYNC910  # as a receipt has it
         """Waits until something is written; if it could not be, the run has been told."""
@@ -148,13 +159,21 @@ class Book:
             await receipt.wait()
         except CheckpointError as error:
             self.fail(error)
-        except Exception as error:  # of a store that is not one of ours
-            failed = StoreError(f"the store failed: {type(error).__name__}: {error}", run_id=self.run_id)
-            failed.__cause__ = error
-            self.fail(failed)
+        except Exception as error:
+            self.fail(self._as_failure(error))
+
+    def _as_failure(self, error: Exception) -> StoreError:
+        failed = StoreError(f"the store failed: {type(error).__name__}: {error}", run_id=self.run_id)
+        failed.__cause__ = error
+        return failed
 
     def fail(self, error: CheckpointError) -> None:
-        """Closes the book, and tells the run."""
+        """Tells the run that something could not be written, and closes the book.
+
+        It stays open if it was a value that could not be kept: that is as if its stage had not ended, and since nothing
+        is started after it, how the rest ends can be on record.
+        """
+        self._closed |= not isinstance(error, UnstorableValueError)
         if self.failure is None:
             error.run_id = self.run_id
             self.failure = error
@@ -299,13 +318,21 @@ class Scribe:
         if before is not None and not same:
             place = str(number) if attempt == 1 else f"{number}.{attempt}"
             before.taken = False  # what it did may have to be undone
+        if not same and known is not None:  # that an attempt was begun may be less than what is on record of it
+            while place in known.within:
+                attempt += 1
+                place = f"{number}.{attempt}"
         scope = scope_within(self.scope, stage, place)
         artifacts = self._artifacts if shares else None
         reset: tuple[str, ...] = ()
         if same and before is not None and started is not None:
             run_id, values = started.run_id, dict[str, Any]()
             if before.compensation is None:
-                plan = book.policy.plan_within(before, graph, book.blobs, book.run_id)
+                try:
+                    plan = book.policy.plan_within(before, graph, book.blobs, book.run_id)
+                except BaseException:
+                    before.taken = False  # likewise
+                    raise
                 reset, values = resets(plan, before), dict(plan.values)
             scribe = Scribe(book, scope, run_id, before, values, artifacts)
             scribe.began_at = started.began_at
@@ -363,13 +390,13 @@ class Scribe:
             self.book.later(Entry(self.scope, None, *write_event(event)))
         state = None if self.scope else CompensationStatus.COMPENSATING
         await self.book.durable(self.book.send(self.book.batch(compensation=state)))
-        return self.book.failure is None
+        return self.book.is_open
 
     async def undoing(self, stage: str, undo: UndoRecord) -> bool:
         """Has it on record that an undo is going to be called; tells whether it is."""
         self.book.later(Entry(self.scope, stage, *write_event(UndoStarted(attempt=undo.attempts))))
         await self.book.durable(self.book.send(self.book.batch()))
-        return self.book.failure is None
+        return self.book.is_open
 
     async def undone(self, stage: str, undo: UndoRecord) -> None:
         """Has it on record what has become of the undoing of a stage."""
@@ -489,7 +516,7 @@ class Scribe:
             return error  # noqa: ASYNC910
         return None
 
-    def tried(self, record: StageRecord, attempt: Attempt, feedback: str | None, *, together: bool) -> None:
+    def tried(self, record: StageRecord, attempt: Attempt, feedback: str | None, *, together: bool = False) -> None:
         """Notes that an attempt has failed, and another one follows; `together` with what is noted next."""
         event = AttemptEnded(
             attempt=attempt.number,
@@ -542,18 +569,30 @@ class Scribe:
         except Unstorable as error:
             raise UnstorableValueError(run_id=self.book.run_id, stage=stage, path=error.path, why=error.why) from None
 
-    def undoable_on_record(self) -> list[str]:
-        """Gives the stages that were entered and said how they are undone, as far as the journal knows."""
-        history = self.history
-        if history is None:
-            return []
-        description = json.loads(self.book.blobs[history.started.graph if history.started else history.graph])
-        return [name for name in description["undone"] if name in history.stages and history.stages[name].recorded]
+    def undoable_on_record(self, history: RunHistory | None) -> dict[str, tuple[bool, tuple[str, ...]]]:
+        """Gives the stages of a run that may have to be undone, as far as the journal knows, by their present names.
 
-    def says_how_to_undo(self, history: RunHistory) -> bool:
-        """Whether a stage of a run that was entered says how it is undone, as far as the journal knows."""
-        description = json.loads(self.book.blobs[history.graph])
-        return any(name in history.stages and history.stages[name].recorded for name in description["undone"])
+        Returns:
+            Whether they said so themselves, and not just what was run within them; and what they came after.
+        """
+        found: dict[str, tuple[bool, tuple[str, ...]]] = {}
+        if history is None:
+            return found
+        for digest in dict.fromkeys(history.graphs):
+            if digest not in self.book.blobs:  # the graph of this process, which says it by itself
+                continue
+            description = json.loads(self.book.blobs[digest])
+            names = [history.names.get(name, name) for name in description["names"]]
+            undone = {history.names.get(name, name) for name in description["undone"]}
+            for name, before in zip(names, description["dependencies"], strict=True):
+                stage = history.stages.get(name) or history.dropped.get(name)
+                if stage is None:
+                    continue
+                itself = name in undone and stage.attempts > 0 and not _skipped_itself(stage)
+                if itself or any(self.undoable_on_record(within) for within in stage.within.values()):
+                    itself |= name in found and found[name][0]
+                    found[name] = itself, tuple(names[other] for other in before)
+        return found
 
     def decode(self, text: str) -> Any:
         """Reads a value that was kept."""
@@ -569,6 +608,12 @@ def error_note(error: BaseException) -> ErrorNote:
         message = f"(its message cannot be shown: {type(broken).__name__})"
     lines = traceback.format_exception(error) if error.__traceback__ is not None else ()
     return ErrorNote(kind=f"{cls.__module__}:{cls.__qualname__}", message=message, traceback="".join(lines))
+
+
+def _skipped_itself(stage: StageHistory) -> bool:
+    """Whether a stage has done nothing, by its own word."""
+    cause = None if stage.settled is None else stage.settled.cause
+    return cause is not None and cause.kind is CauseKind.SKIP and stage.attempts == 1
 
 
 def _item_note(number: int, record: StageRecord) -> ItemNote:

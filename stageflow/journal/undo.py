@@ -29,13 +29,18 @@ class UndoState(enum.Enum):
     IRREVOCABLE = "irrevocable"
     """It was declared to be beyond undoing, and may have taken effect."""
 
+    @property
+    def open(self) -> bool:
+        """Whether it is still to be undone."""
+        return self is UndoState.PENDING or self is UndoState.HELD
+
 
 @final
 class CompensationStatus(enum.Enum):
     """How far the compensation of a run is."""
 
     COMPENSATING = "compensating"
-    """It has begun, and not ended: it goes on, or was cut short."""
+    """It has begun, and not ended; it goes on, or was cut short."""
     COMPENSATED = "compensated"
     """Everything that was to be undone has been undone."""
     NOT_NEEDED = "not needed"
@@ -73,7 +78,7 @@ class UndoRecord:
     def missing(self) -> bool:
         """Whether it should have been undone, and was not."""
         failed = self.state is UndoState.FAILED and not self.best_effort
-        return failed or self.state in (UndoState.PENDING, UndoState.HELD)
+        return failed or self.state.open
 
 
 @final
@@ -91,12 +96,22 @@ class CompensationRecord:
     cause: Cause | None
     status: CompensationStatus = CompensationStatus.COMPENSATING
     undos: Mapping[str, UndoRecord] = attrs.field(factory=dict[str, UndoRecord])
+    _left: frozenset[int] = attrs.field(default=frozenset(), init=False, repr=False)  # stages still to be looked at
 
     def of(self, *states: UndoState) -> tuple[str, ...]:
         """The stages with which it has come to one of these."""
         return tuple(name for name, undo in self.undos.items() if undo.state in states)
 
-    def conclude(self) -> None:
-        """Says how it has ended; never that everything is undone while something is missing."""
+    def begin(self, stages: frozenset[int]) -> None:
+        """Says that these are going to be undone: all of the run, or those of a branch."""
+        self._left |= stages
+        self.status = CompensationStatus.COMPENSATING
+
+    def conclude(self, stages: frozenset[int] | None = None) -> None:
+        """Says how it has ended; never that everything is undone while something is missing, or is not begun yet."""
+        self._left = frozenset() if stages is None else self._left - stages
+        if self._left or any(undo.state is UndoState.PENDING for undo in self.undos.values()):
+            self.status = CompensationStatus.COMPENSATING  # another branch is undone, or this was cut short
+            return
         missing = any(undo.missing for undo in self.undos.values())
         self.status = CompensationStatus.FAILED if missing else CompensationStatus.COMPENSATED

@@ -52,8 +52,12 @@ class Compensation:
 
     def __attrs_post_init__(self) -> None:
         undo: Any = self.undo
-        if not callable(undo) or not (
-            inspect.iscoroutinefunction(undo) or inspect.iscoroutinefunction(getattr(undo, "__call__", None))  # noqa: B004
+        if (
+            isinstance(undo, type)
+            or not callable(undo)
+            or not (
+                inspect.iscoroutinefunction(undo) or inspect.iscoroutinefunction(getattr(undo, "__call__", None))  # noqa: B004
+            )
         ):
             raise DefinitionError(
                 f"compensate= takes an async function of the context and the output, not {shown(undo)}"
