@@ -231,8 +231,7 @@ class Saga:
     async def _undo_stage(self, execution: Execution, path: str, number: int, *, had_undo: bool) -> bool:
         """Undoes a stage, after what was run within it; tells whether it is no longer in the way."""
         spec = execution.graph.stages[execution.shape.names[number]]
-        record = execution.collector.slots[number]
-        assert record is not None
+        record = execution.collector.record(number)
         if _is_taken_over(execution, record):
             self._note(execution, path, number, UndoState.NOT_NEEDED, "it is that of the run that this was forked from")
             return True
@@ -371,9 +370,9 @@ def _note_pivot(execution: Execution, pivot: str, numbers: Iterable[int]) -> Non
 
 def _ran(execution: Execution, number: int) -> bool:
     """Whether a stage was entered, in this process or an earlier one."""
-    record = execution.collector.slots[number]
-    if record is None or record.attempts:
-        return record is not None
+    record = execution.collector.record(number)  # of a run within that nobody has gone on with, not all have settled
+    if record.attempts:
+        return True
     # Of a stage without effects of its own it may not be on record that it was entered, but that others were within it.
     stage = _history_of(execution, record.name)
     return stage is not None and bool(stage.within)
@@ -442,8 +441,7 @@ def _used_outside(execution: Execution, ran: set[int]) -> set[int]:
 def _has_undos(execution: Execution) -> bool:
     """Whether anything of a run, or of what it has run within itself, says how it is undone."""
     for number, spec in enumerate(execution.graph.stages.values()):
-        record = execution.collector.slots[number]
-        if record is None or not _ran(execution, number) or _is_taken_over(execution, record):
+        if not _ran(execution, number) or _is_taken_over(execution, execution.collector.record(number)):
             continue
         if spec.compensate is not None or spec.irrevocable:
             return True

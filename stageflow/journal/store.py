@@ -224,7 +224,7 @@ class Store(Protocol):
         ...
 
     async def read(self, run_id: str, *, tenant: str | None) -> Log:
-        """Reads a run, and what it was forked from.
+        """Reads a run.
 
         Raises:
             UnknownRunError: There is no such run.
