@@ -23,6 +23,7 @@ from stageflow.journal import StageState
 from stageflow.journal.history import scope_within
 from stageflow.journal.records import record_of, undo_of
 from stageflow.journal.scribe import Scribe
+from stageflow.journal.uncollected import uncollected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,10 +43,9 @@ def record(execution: Execution, scribe: Scribe) -> None:
     """Has a run recorded, and go on from what was recorded of it before."""
     scribe.book.told[execution.lose] = None
     specials = list(execution.plan.specials)
-    for number, spec in enumerate(execution.graph.stages.values()):
-        if spec.has_effects:
-            special = specials[number]
-            specials[number] = _NOTED if special is None else attrs.evolve(special, effects=True)
+    for number in execution.plan.effects:
+        special = specials[number]
+        specials[number] = _NOTED if special is None else attrs.evolve(special, effects=True)
     execution.specials = specials
     if scribe.history is None:
         scribe.base, execution.collector.began_at = execution.collector.started, scribe.began_at
@@ -53,7 +53,8 @@ def record(execution: Execution, scribe: Scribe) -> None:
     scribe.base = execution.collector.started - max(0.0, time.time() - scribe.began_at)
     execution.collector.started = scribe.base
     execution.collector.began_at = scribe.began_at
-    _go_on(execution, scribe, scribe.history, specials)
+    with uncollected():
+        _go_on(execution, scribe, scribe.history, specials)
 
 
 async def close(execution: Execution, scribe: Scribe) -> None:

@@ -35,7 +35,7 @@ from stageflow.engine.maps import OverItems
 from stageflow.engine.undoing import Undoing
 from stageflow.errors import in_words
 from stageflow.graph.branches import TRUNK
-from stageflow.journal import CauseKind, RunStatus, StageState
+from stageflow.journal import Cause, CauseKind, RunStatus, StageRecord, StageState
 from stageflow.journal.undo import CompensationRecord, CompensationStatus, UndoRecord, UndoState
 from stageflow.output import StageOutput, StageStatus
 from stageflow.stages import Default
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Mapping
 
     from stageflow.engine.execution import Execution
-    from stageflow.journal import Cause, StageRecord
     from stageflow.journal.history import StageHistory
     from stageflow.stages import StageSpec
 
@@ -67,8 +66,12 @@ async def compensate(execution: Execution, status: RunStatus) -> None:  # noqa: 
         return  # noqa: ASYNC910
     asked = {RunStatus.FAILED: "fail", RunStatus.CANCELLED: "cancel", RunStatus.INTERRUPTED: "interrupt"}.get(status)
     if not execution.going_back and asked not in execution.graph.settings.compensate_on:
+        record = execution.collector.compensation
         if execution.trunk_undone and execution.trunk.cause is not None:
             await undo_branch(execution, TRUNK, execution.trunk.cause)
+        elif record is not None and record.left and status is not RunStatus.INTERRUPTED:
+            # A branch was being undone when the run ended; that is finished, whatever becomes of the rest.
+            await Saga(execution, record.cause or CALLER).undo_part(record.left)
         return  # noqa: ASYNC910
     pivot = None if execution.going_back else _past_pivot(execution)
     if pivot is not None:
@@ -76,7 +79,7 @@ async def compensate(execution: Execution, status: RunStatus) -> None:  # noqa: 
         return  # noqa: ASYNC910
     if not execution.going_back and not _has_undos(execution):
         return  # noqa: ASYNC910
-    saga = Saga(execution, execution.cause or execution.ending or CALLER)
+    saga = Saga(execution, _cause_of(execution))
     if status is not RunStatus.INTERRUPTED or execution.going_back:
         await saga.run()
         return
@@ -131,7 +134,7 @@ class Saga:
         record.cause = self._cause
         record.begin(everything)
         if scribe is not None and not await scribe.compensating(execution, self._cause):
-            return
+            return  # noqa: ASYNC910  # it has waited for the store
         execution.going_back = True
         await self._undo_run(execution, "", None)
         record.conclude(everything)
@@ -177,7 +180,7 @@ class Saga:
         gone = {} if only is not None else self._note_what_is_gone(execution, prefix, said)
         held = {index: path for path, before in gone.items() for index in before}
 
-        async def undo(number: int, nursery: trio.Nursery) -> None:
+        async def undo(number: int, nursery: trio.Nursery) -> None:  # noqa: ASYNC910  # a task of its own
             path, after = paths[number], users[number]
             held_by = next((stopped[user] for user in after if user in stopped), held.get(number))
             kept_by = next((kept[user] for user in after if user in kept), None)
@@ -234,7 +237,7 @@ class Saga:
         record = execution.collector.record(number)
         if _is_taken_over(execution, record):
             self._note(execution, path, number, UndoState.NOT_NEEDED, "it is that of the run that this was forked from")
-            return True
+            return True  # noqa: ASYNC910
         if not await self._undo_within(execution, spec, path):
             self._note(execution, path, number, UndoState.HELD, "what was run within it is still there")
             return False
@@ -287,7 +290,7 @@ class Saga:
                     undo_of_all.reason = (
                         "it was run by another process, with ctx.run_pipeline(); declare it with with_stage()"
                     )
-        return not left
+        return not left  # noqa: ASYNC910  # mostly nothing was
 
     async def _call(self, execution: Execution, spec: StageSpec, record: StageRecord, undo: UndoRecord) -> bool:
         """Calls the undo of a stage, until it has ended well or may not be tried again; tells whether it has."""
@@ -304,7 +307,7 @@ class Saga:
         while True:
             undo.attempts, tried = undo.attempts + 1, tried + 1
             if scribe is not None and not await scribe.undoing(spec.name, undo):
-                return False  # it must be on record before it is called
+                return False  # noqa: ASYNC910  # it must be on record before it is called
             host = Undoing(execution, record, undo, self._cause, trio.current_time() + seconds)
             returned: object = None
             out_of_time = False
@@ -328,7 +331,7 @@ class Saga:
         undo.ended = trio.current_time()
         if scribe is not None:
             await scribe.undone(spec.name, undo)
-        return failure is None
+        return failure is None  # noqa: ASYNC910  # as the undo does
 
     def _record(self, execution: Execution, stage: str, name: str) -> UndoRecord:
         undo = execution.undos.get(stage)
@@ -364,8 +367,17 @@ def _note_pivot(execution: Execution, pivot: str, numbers: Iterable[int]) -> Non
         record.undos = {**undos, **record.undos}
     elif undos:
         execution.collector.compensation = CompensationRecord(
-            execution.cause or execution.ending or CALLER, CompensationStatus.NOT_NEEDED, undos
+            _cause_of(execution), CompensationStatus.NOT_NEEDED, undos
         )
+
+
+def _cause_of(execution: Execution) -> Cause:
+    """Why a run is undone."""
+    verdict = execution.verdict
+    if isinstance(verdict, StageRecord) and verdict.cause is None and verdict.error is not None:
+        # It had ended well, and a task failed that it left in its nursery.
+        return Cause(CauseKind.FAILURE, verdict.name, in_words(verdict.error))
+    return execution.cause or execution.ending or CALLER
 
 
 def _ran(execution: Execution, number: int) -> bool:
@@ -421,12 +433,14 @@ async def _open_nursery() -> AsyncGenerator[trio.Nursery]:
         async with trio.open_nursery() as nursery:
             yield nursery
     except BaseExceptionGroup as group:
-        rest: BaseException = group
-        if not is_cancellation(group):
-            rest = group.split(trio.Cancelled)[1] or group
-        while isinstance(rest, BaseExceptionGroup):
-            rest = cast("BaseExceptionGroup[BaseException]", rest).exceptions[0]
-        raise rest from None
+        rest = group if is_cancellation(group) else group.split(trio.Cancelled)[1] or group
+        raise _first_of(rest) from None  # noqa: ASYNC123  # it is the first time that it is raised here
+
+
+def _first_of(raised: BaseException) -> BaseException:
+    while isinstance(raised, BaseExceptionGroup):
+        raised = cast("BaseExceptionGroup[BaseException]", raised).exceptions[0]
+    return raised
 
 
 def _used_outside(execution: Execution, ran: set[int]) -> set[int]:

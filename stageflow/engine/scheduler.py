@@ -94,7 +94,8 @@ class Scheduler:
         for number in settled:
             record = slots[number]
             assert record is not None
-            self.propagate(number, None if record.output is not None else record.cause)
+            if self._plan.followers[number]:
+                self.propagate(number, None if record.output is not None else record.cause)
         for number, cause in skipped:
             self.propagate(number, cause)
 

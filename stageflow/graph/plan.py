@@ -110,6 +110,7 @@ class Plan:
         starts_bare: Whether it can start without any input.
         revives: For every branch: whether a stage after its first can start although the first was skipped.
         deadlines: The seconds that a branch may take, for those that have such a limit.
+        effects: The stages that take effect outside of a run.
         compensates: Whether a stage of it, or of what is declared to run within one, says how it is undone.
     """
 
@@ -125,6 +126,7 @@ class Plan:
     starts_bare: tuple[bool, ...]
     revives: tuple[bool, ...]
     deadlines: Mapping[int, float]
+    effects: tuple[int, ...]
     compensates: bool
 
 
@@ -158,6 +160,7 @@ def compile_plan(ordered: Sequence[StageSpec], shape: Shape, settings: Settings)
             settings.on_failure if isinstance(spec.on_failure, Default) else spec.on_failure for spec in ordered
         ),
         deadlines=_deadlines(shape, settings),
+        effects=tuple(number for number, spec in enumerate(ordered) if spec.has_effects),
         compensates=any(_compensates(spec) for spec in ordered),
         followers=tuple(map(tuple, followers)),
         waits=tuple(len(spec.after) for spec in ordered),

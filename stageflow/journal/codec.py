@@ -120,6 +120,20 @@ def decode(text: str, fetch: Callable[[str], bytes], *, root: str = "data") -> A
     return _from_root(root, _Reader(fetch).read_text, text)
 
 
+def decode_plain(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Reads at once, which is faster, those of many texts that can be read so; what is wrong with others is not said.
+
+    Args:
+        texts: Texts of what `encode` gave, by any names.
+    """
+    plain = {name: text for name, text in texts.items() if '"$"' not in text and "\\u0024" not in text}
+    try:
+        trees: list[Any] = _parsed(f"[{','.join(plain.values())}]")
+        return {name: _frozen(tree) for name, tree in zip(plain, trees, strict=True)}
+    except (ValueError, RecursionError):
+        return {}
+
+
 def decode_tree(tree: Any, fetch: Callable[[str], bytes], *, root: str = "data") -> Any:
     """Reads what was written, and has been parsed since; see `decode`."""
     return _from_root(root, _Reader(fetch).read, tree)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from typing import Any, TypeAlias, cast, final
+from typing import Any, TypeAlias, final
 
 import attrs
 import cattrs
@@ -388,9 +388,9 @@ def read_event(kind: str, body: Any) -> Event:
     Raises:
         StoreError: It is nothing of that sort.
     """
-    if kind == "stage_settled" and isinstance(body, dict) and cast("dict[str, Any]", body).keys() == _PLAIN:
+    plain: dict[str, Any] = body
+    if kind == "stage_settled" and isinstance(body, dict) and plain.keys() == _PLAIN:
         # Most events are of this form, and whoever resumes a large run waits for them.
-        plain = cast("dict[str, Any]", body)
         attempts, started, ended = plain["attempts"], plain["started"], plain["ended"]
         if plain["state"] == "succeeded" and type(attempts) is int and type(started) is type(ended) is float:
             return StageSettled(state=StageState.SUCCEEDED, attempts=attempts, started=started, ended=ended)

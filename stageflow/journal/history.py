@@ -30,6 +30,7 @@ from stageflow.journal.events import (
     read_event,
 )
 from stageflow.journal.record import StageState
+from stageflow.journal.uncollected import uncollected
 from stageflow.journal.undo import CompensationStatus, UndoState
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from stageflow.journal.store import Entry
 
 __all__ = ["RunHistory", "StageHistory", "fold"]
+
+
+_NONE: dict[str, Any] = {}  # of most stages; nothing is ever put into it
 
 
 @final
@@ -62,41 +66,27 @@ class StageHistory:
         latest: The places of those with which the stage can go on, by which of the runs within it they are.
     """
 
-    __slots__ = (
-        "attempts",
-        "earlier",
-        "feedback",
-        "first",
-        "inherited",
-        "latest",
-        "place",
-        "running",
-        "settled",
-        "spent",
-        "succeeded",
-        "value",
-        "within",
-    )
-
-    def __init__(self) -> None:
-        self.settled: StageSettled | None = None
-        self.value: str | None = None
-        self.place: int = 0
-        self.attempts: int = 0
-        self.spent: int = 0
-        self.running: bool = False
-        self.earlier: tuple[AttemptEnded, ...] = ()
-        self.first: float | None = None
-        self.feedback: str | None = None
-        self.succeeded: bool = False
-        self.inherited: int = 0
-        self.within: dict[str, RunHistory] = {}
-        self.latest: dict[str, str] = {}
+    # No slots: there are many of these, of which most stay as they are here, and what is not set costs nothing.
+    settled: StageSettled | None = None
+    value: str | None = None
+    place: int = 0
+    attempts: int = 0
+    spent: int = 0
+    running: bool = False
+    earlier: tuple[AttemptEnded, ...] = ()
+    first: float | None = None
+    feedback: str | None = None
+    succeeded: bool = False
+    inherited: int = 0
+    within: dict[str, RunHistory] = _NONE
+    latest: dict[str, str] = _NONE
 
     def inner(self, place: str) -> RunHistory:
         """Gives what is known of a run within it."""
         found = self.within.get(place)
         if found is None:
+            if self.within is _NONE:
+                self.within, self.latest = {}, {}
             found = self.within[place] = RunHistory()
             self.latest[place.partition(".")[0]] = place
         return found
@@ -362,12 +352,13 @@ def fold(entries: Iterable[Entry], base: RunHistory | None = None) -> RunHistory
         bodies: list[Any] = json.loads(f"[{','.join(entry.body for entry in entries)}]")  # once is faster
     except ValueError as error:
         raise StoreError(f"the journal is damaged: an event cannot be read: {error}") from error
-    for entry, body in zip(entries, bodies, strict=True):
-        run = root
-        if entry.scope:
-            for name, place in _steps(entry.scope):
-                run = run.stage(name).inner(place)
-        run.apply(read_event(entry.kind, body), entry.stage, entry.value)
+    with uncollected():
+        for entry, body in zip(entries, bodies, strict=True):
+            run = root
+            if entry.scope:
+                for name, place in _steps(entry.scope):
+                    run = run.stage(name).inner(place)
+            run.apply(read_event(entry.kind, body), entry.stage, entry.value)
     return root
 
 

@@ -30,29 +30,47 @@ def record_of(
         started: When the run began.
         read: What reads the user's values.
     """
-    record = StageRecord(name, branch)
     if stage is None:
-        return record
-    record.attempts = stage.attempts
-    record.started = None if stage.first is None else started + stage.first
+        return StageRecord(name, branch)
+    event = stage.settled
+    if event is None:
+        begun = None if stage.first is None else started + stage.first
+        record = StageRecord(name, branch, attempts=stage.attempts, started=begun)
+        if stage.running or stage.spent:  # it was entered, or is about to be tried again
+            record.state = StageState.RUNNING
+    else:
+        record = StageRecord(
+            name,
+            branch,
+            event.state,
+            event.attempts,
+            None if event.started is None else started + event.started,
+            None if event.ended is None else started + event.ended,
+            None if stage.value is None else StageOutput(StageStatus.OK, read(stage.value)),
+            place=stage.place,
+        )
+        if event.cause is not None or not _is_plain(event):
+            _settle(record, event, started, read)
     if stage.earlier:
         record.more.earlier = tuple(_attempt(attempt, started) for attempt in stage.earlier)
-    if stage.settled is not None:
-        _settle(record, stage, stage.settled, started, read)
-    elif stage.running or stage.spent:  # it was entered, or is about to be tried again
-        record.state = StageState.RUNNING
     return record
 
 
-def _settle(
-    record: StageRecord, stage: StageHistory, event: StageSettled, started: float, read: Callable[[str], Any]
-) -> None:
-    record.state, record.attempts, record.place = event.state, event.attempts, stage.place
-    record.started = None if event.started is None else started + event.started
-    record.ended = None if event.ended is None else started + event.ended
+def _is_plain(event: StageSettled) -> bool:
+    """Whether a stage just succeeded, and nothing else is known of that."""
+    return event.state is StageState.SUCCEEDED and not (
+        event.partial
+        or event.began
+        or event.waited
+        or event.items
+        or event.overran
+        or event.after_cancel
+        or event.limit
+    )
+
+
+def _settle(record: StageRecord, event: StageSettled, started: float, read: Callable[[str], Any]) -> None:
     record.cause, record.after_cancel, record.recoverable = event.cause, event.after_cancel, event.recoverable
-    if stage.value is not None:
-        record.output = StageOutput(StageStatus.OK, read(stage.value))
     if event.partial is not None:
         record.partial = read(event.partial)
     if event.error is not None:

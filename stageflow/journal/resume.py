@@ -18,9 +18,10 @@ import attrs
 
 from stageflow.errors import ContractViolation, DefinitionError, ResumeRefusedError, StoreError
 from stageflow.graph.fingerprint import Fingerprint, fingerprints, run_within
-from stageflow.journal.codec import Undecodable, decode
+from stageflow.journal.codec import Undecodable, decode, decode_plain
 from stageflow.journal.history import RunHistory, StageHistory, fold
 from stageflow.journal.record import CauseKind, StageState
+from stageflow.journal.uncollected import uncollected
 from stageflow.journal.undo import CompensationStatus, UndoState
 from stageflow.output import StageOutput
 from stageflow.stages import Default
@@ -249,7 +250,8 @@ def plan_of(history: RunHistory, graph: Graph, blobs: Mapping[str, bytes], run_i
     if history.compensation is not None:
         return _plan_to_undo(history, graph, run_id)
     if history.graph == describe(graph)[0]:
-        return _plan(history, graph, graph.shape.names, {}, {}, blobs, run_id, policy)
+        with uncollected():
+            return _plan(history, graph, graph.shape.names, {}, {}, blobs, run_id, policy)
     recorded = _description(history, blobs, run_id)
     names: Sequence[str] = recorded["names"]
     before = {name: Fingerprint.from_dict(each) for name, each in recorded["fingerprints"].items()}
@@ -295,7 +297,7 @@ def _plan(
     known = {renamed.get(name, name): stage for name, stage in history.stages.items()}
     recorded = {renamed.get(name, name) for name in names}
     steps: dict[str, Step] = {}
-    values: dict[str, Any] = {}
+    values = decode_plain({name: stage.value for name, stage in known.items() if stage.value is not None})
     again: dict[str, str] = {}  # what is run again because of other code, and what follows from that
     over = history.ended is not None and history.ended.status.value in {"succeeded", "partial"}
     for name, spec in graph.stages.items():
@@ -303,12 +305,15 @@ def _plan(
         changed = changes.get(name, ())
         if over and stage is not None and stage.settled is not None:
             steps[name] = Step(stage=name, action=Action.REUSE, reason=f"{stage.settled.state.value}; the run is over")
-            if stage.value is not None:
+            if stage.value is not None and name not in values:
                 values[name] = _decoded(stage, blobs)
             continue
         if stage is None or not stage.recorded:
             what = "not reached yet" if name in recorded else "new"
             steps[name] = Step(stage=name, action=Action.RUN, reason=what, changed=changed)
+            continue
+        if not (changed or again) and (name in values or stage.value is None) and _has_succeeded(stage):
+            steps[name] = Step(stage=name, action=Action.REUSE, reason="succeeded")  # as almost all have
             continue
         step = _step(name, spec, stage, changed, known, graph, blobs, policy, values)
         cause = next((edge.stage for edge in spec.after if edge.stage in again), None)
@@ -380,9 +385,10 @@ def _step(
     cause = "" if settled.cause is None else f": {settled.cause}"
     if not _is_kept(name, stage, known, graph):
         action = Action.RERUN if settled.attempts else Action.RUN
+        values.pop(name, None)
         return Step(stage=name, action=action, reason=f"{settled.state.value}{cause}", changed=changed)
     reason = f"{settled.state.value}{cause}"
-    if stage.value is not None:
+    if stage.value is not None and name not in values:
         try:
             values[name] = decode(stage.value, blobs.__getitem__)
         except Undecodable as error:
@@ -400,6 +406,10 @@ def _step(
     if policy.on_change == "reuse" and not faults:
         return Step(stage=name, action=Action.REUSE, reason=what, changed=changed)
     return Step(stage=name, action=Action.CONFLICT, reason=what + faults, changed=changed, blocks=True)
+
+
+def _has_succeeded(stage: StageHistory) -> bool:
+    return stage.settled is not None and stage.settled.state is StageState.SUCCEEDED
 
 
 def _is_kept(name: str, stage: StageHistory, known: Mapping[str, StageHistory], graph: Graph) -> bool:

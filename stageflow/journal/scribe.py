@@ -20,7 +20,7 @@ import hashlib
 import json
 import time
 import traceback
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import attrs
 import trio
@@ -581,10 +581,11 @@ class Scribe:
         for digest in dict.fromkeys(history.graphs):
             if digest not in self.book.blobs:  # the graph of this process, which says it by itself
                 continue
-            description = json.loads(self.book.blobs[digest])
-            names = [history.names.get(name, name) for name in description["names"]]
-            undone = {history.names.get(name, name) for name in description["undone"]}
-            for name, before in zip(names, description["dependencies"], strict=True):
+            description: Mapping[str, Any] = json.loads(self.book.blobs[digest])
+            recorded, said = cast("list[str]", description["names"]), set(cast("list[str]", description["undone"]))
+            names = [history.names.get(name, name) for name in recorded]
+            undone = {history.names.get(name, name) for name in said}
+            for name, before in zip(names, cast("list[list[int]]", description["dependencies"]), strict=True):
                 stage = history.stages.get(name) or history.dropped.get(name)
                 if stage is None:
                     continue

@@ -102,6 +102,11 @@ class CompensationRecord:
         """The stages with which it has come to one of these."""
         return tuple(name for name, undo in self.undos.items() if undo.state in states)
 
+    @property
+    def left(self) -> frozenset[int]:
+        """The stages, by number, of which the undoing has begun, and not ended; the engine's own."""
+        return self._left
+
     def begin(self, stages: frozenset[int]) -> None:
         """Says that these are going to be undone: all of the run, or those of a branch."""
         self._left |= stages
