@@ -75,7 +75,7 @@ _LATER = {
     "Fault": "stageflow.stages.fault",
     "OutputBag": "stageflow.context.bag",
     "ProcessContext": "stageflow.stages.threads",
-    "ResumePlan": "stageflow.journal.resume",
+    "ResumePlan": "stageflow.journal.plan",
     "Retry": "stageflow.stages.retry",
     "RunInfo": "stageflow.journal.store",
     "Store": "stageflow.journal.store",
@@ -94,7 +94,7 @@ if TYPE_CHECKING:
     from stageflow.context.delta import Change, Delta
     from stageflow.context.transaction import Transaction
     from stageflow.journal.codec import register_journal_type
-    from stageflow.journal.resume import ResumePlan
+    from stageflow.journal.plan import ResumePlan
     from stageflow.journal.store import RunInfo, Store, open_store
     from stageflow.journal.undo import CompensationRecord, CompensationStatus, UndoRecord, UndoState
     from stageflow.stages.compatibility import Breaks, Difference, compatibility

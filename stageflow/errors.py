@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from stageflow.engine.results import PipelineResults
+    from stageflow.journal.plan import ResumePlan
     from stageflow.journal.record import StageRecord, StageState
-    from stageflow.journal.resume import ResumePlan
     from stageflow.journal.undo import CompensationRecord
     from stageflow.stages.fault import Fault
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from attrs import AttrsInstance
     from rich.console import RenderableType
 
-    from stageflow.journal.resume import Probe, ResumePlan
+    from stageflow.journal.plan import ResumePlan
+    from stageflow.journal.resume import Probe
     from stageflow.journal.store import Store
 
 __all__ = ["StageGraph", "run_stage"]

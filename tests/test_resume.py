@@ -38,7 +38,7 @@ from stageflow.errors import (
 )
 from stageflow.journal.history import fold
 from stageflow.journal.memory import MemoryStore
-from stageflow.journal.resume import Action
+from stageflow.journal.plan import Action
 from tests.stages import returns, states
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from stageflow.errors import (
     UnifiedPipelineCancelled,
     UnknownRunError,
 )
-from stageflow.journal.resume import Action
+from stageflow.journal.plan import Action
 
 if TYPE_CHECKING:
     from stageflow.errors import StageflowError
-    from stageflow.journal.resume import ResumePlan
+    from stageflow.journal.plan import ResumePlan
 
 __all__ = ["Exit", "UsageError", "exit_of", "in_one_line", "ways_on"]
 

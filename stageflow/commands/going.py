@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from stageflow.commands.stores import Place
-    from stageflow.journal.resume import ResumePlan
+    from stageflow.journal.plan import ResumePlan
     from stageflow.journal.store import Store
     from stageflow.running import StageGraph
 

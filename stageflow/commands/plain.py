@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stageflow.engine import PipelineResults
     from stageflow.journal import StageRecord
-    from stageflow.journal.resume import ResumePlan
+    from stageflow.journal.plan import ResumePlan
     from stageflow.journal.store import RunInfo
     from stageflow.journal.undo import CompensationRecord
     from stageflow.trace import Trace

@@ -14,11 +14,13 @@ from stageflow.context.stage_context import key_of
 from stageflow.engine.execution import Execution
 from stageflow.errors import CompensationError, RunParkedError, StoreError, UnknownStageError, UnstorableValueError
 from stageflow.journal import RunStatus, StageState
+from stageflow.journal.book import Book
 from stageflow.journal.codec import Undecodable, Unstorable, decode, encode
 from stageflow.journal.events import RunResumed, StageSettled, write_event
 from stageflow.journal.history import scope_within
-from stageflow.journal.resume import Policy, ResumePlan, describe, load, plan_of, refuse_if_blocked, resets
-from stageflow.journal.scribe import Book, Scribe
+from stageflow.journal.plan import ResumePlan, refuse_if_blocked, resets
+from stageflow.journal.resume import Policy, describe, load, plan_of
+from stageflow.journal.scribe import Scribe
 from stageflow.journal.store import Entry, NewRun, Store
 from stageflow.journal.undo import CompensationStatus, UndoState
 from stageflow.output import StageOutput, StageStatus

@@ -227,7 +227,7 @@ class Execution:
         given = self.state.origin.timeouts.get(stage, DEFAULT)
         return limit_on(self.graph.stages[stage], self.graph.settings, given)[1]
 
-    async def execute(self) -> None:
+    async def execute(self) -> None:  # noqa: ASYNC910  # mostly there is nothing to undo
         """Runs the graph. Afterwards every stage has settled, whatever has happened.
 
         Raises:
