@@ -239,7 +239,7 @@ class Execution:
                 await Walker(self.trunk).run()
             if isinstance(self.verdict, Cause) and self.verdict.kind is CauseKind.CANCEL and await is_cancelled():
                 self.verdict, self.ending, self.trunk.interrupted = None, None, True  # and that is what the caller sees
-            if self.plan.compensates or self.undoable:
+            if self.plan.compensates or self.undoable or self.going_back:
                 await self._compensate()
         finally:
             self.collector.ended = trio.current_time()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 import attrs
 
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["RunHistory", "StageHistory", "fold"]
 
 
+T = TypeVar("T")
 _NONE: dict[str, Any] = {}  # of most stages; nothing is ever put into it
 
 
@@ -301,8 +302,11 @@ class RunHistory:
         self.graphs += (event.graph,)
         self.names = {old: event.renamed.get(new, new) for old, new in self.names.items()} | event.renamed
         for old, new in event.renamed.items():
-            if old in self.stages:
-                self.stages[new] = self.stages.pop(old)
+            _rename(self.stages, old, new)
+            _rename(self.cut, old, new)
+            _rename(self.undos, old, new)
+            if old in self.to_undo:
+                self.to_undo = (self.to_undo - {old}) | {new}
             if old in self.undos:
                 self.undos[new] = self.undos.pop(old)
         for name in event.dropped:
@@ -328,6 +332,11 @@ class RunHistory:
         forked.artifacts = [(stage, value) for stage, value in self.artifacts if stage in forked.stages]
         forked.cut = {name: cause for name, cause in self.cut.items() if name in forked.stages}
         return forked
+
+
+def _rename(kept: dict[str, T], old: str, new: str) -> None:
+    if old in kept:
+        kept[new] = kept.pop(old)
 
 
 def _named(stage: str | None) -> str:

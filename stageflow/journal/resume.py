@@ -147,8 +147,15 @@ def plan_of(history: RunHistory, graph: Graph, blobs: Mapping[str, bytes], run_i
 def _plan_to_undo(history: RunHistory, graph: Graph, run_id: str) -> ResumePlan:
     """Says what becomes of a run that is being undone: that is finished, and nothing is run again."""
     steps: dict[str, Step] = {}
-    for name, stage in history.stages.items():
-        spec, undo = graph.stages.get(name), history.undos.get(name)
+    renamed = {
+        old: spec.name
+        for spec in graph.stages.values()
+        for old in spec.aka
+        if old in history.stages and old not in graph.stages and spec.name not in history.stages
+    }
+    for old, stage in history.stages.items():
+        name = renamed.get(old, old)
+        spec, undo = graph.stages.get(name), history.undos.get(old)
         if undo is not None and not (undo.state is UndoState.FAILED or undo.state.open):
             step = Step(stage=name, action=Action.REUSE, reason=undo.state.value)
         elif spec is not None and spec.compensate is not None and stage.attempts:
@@ -158,7 +165,9 @@ def _plan_to_undo(history: RunHistory, graph: Graph, run_id: str) -> ResumePlan:
             step = Step(stage=name, action=Action.REUSE, reason="the run is undone, and it says nothing of that")
         steps[name] = step
     undone = history.compensated is CompensationStatus.COMPENSATED
-    return ResumePlan(run_id=run_id, pipeline=graph.name, steps=steps, over=undone, undone=undone)
+    return ResumePlan(
+        run_id=run_id, pipeline=graph.name, steps=steps, renamed=renamed, over=undone, undone=undone
+    )
 
 
 def _plan(
