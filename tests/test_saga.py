@@ -1649,3 +1649,43 @@ def test_undos_keep_the_laws_of_order_and_of_holding_on_any_graph(drawn: tuple[l
         assert facts((await end(without)).results) == facts(found)
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+# What is said of runs within, and of branches that are just cancelled
+
+
+@pytest.mark.parametrize("what", ["item", "nested"])
+async def test_an_undo_that_fails_within_a_run_that_is_tolerated_is_told_by_the_run_around(what: str) -> None:
+    world = World()
+
+    async def bad(ctx: StageContext) -> None:
+        raise NO
+
+    book = stage(name="book", compensate=Compensation(world.undo(fails=9), retry=Retry(attempts=1)))(bad)
+    if what == "item":
+        pipeline = Pipeline("p").with_map("items", book, over=lambda ctx: [1], tolerate=1)
+    else:
+        pipeline = Pipeline("p").with_stage("inner", Pipeline("child").with_stage(book), on_failure="tolerate")
+    results = await pipeline.run()
+    assert results.status is RunStatus.PARTIAL
+    assert results.compensation is not None
+    assert results.compensation.status is CompensationStatus.FAILED
+    path = "items[0]" if what == "item" else "inner/0/book"
+    assert results.compensation.of(UndoState.FAILED) == (path,)
+
+
+@pytest.mark.parametrize("compensate", [False, True])
+async def test_an_item_that_is_cancelled_is_undone_only_if_that_is_said(
+    compensate: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    world = World()
+
+    async def slow(ctx: StageContext) -> None:
+        await trio.sleep(5)
+
+    book = stage(name="book", compensate=world.undo())(slow)
+    pipeline = Pipeline("p").with_map("items", book, over=lambda ctx: [1, 2])
+    async with pipeline.build().open() as run:
+        await trio.sleep(1)
+        run.cancel_branch("items[1]", "no", compensate=compensate)
+    assert [event.what for event in world.log] == ([UNDOES, UNDONE] if compensate else [])

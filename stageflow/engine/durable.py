@@ -16,12 +16,12 @@ from stageflow.errors import CompensationError, RunParkedError, StoreError, Unkn
 from stageflow.journal import RunStatus, StageState
 from stageflow.journal.book import Book
 from stageflow.journal.codec import Undecodable, Unstorable, decode, encode
-from stageflow.journal.events import RunResumed, StageSettled, write_event
+from stageflow.journal.events import RunEnded, RunResumed, StageSettled, write_event
 from stageflow.journal.history import scope_within
 from stageflow.journal.plan import ResumePlan, refuse_if_blocked, resets
 from stageflow.journal.resume import Policy, describe, load, plan_of
 from stageflow.journal.scribe import Scribe
-from stageflow.journal.store import Entry, NewRun, Store
+from stageflow.journal.store import Batch, Entry, Lease, NewRun, Store
 from stageflow.journal.undo import CompensationStatus, UndoState
 from stageflow.output import StageOutput, StageStatus
 
@@ -117,6 +117,8 @@ def resuming(
             plan = plan_of(history, graph, blobs, run_id, policy)
             undone = history.compensation is not None
             if undone and history.compensated is CompensationStatus.COMPENSATED:
+                if info.status is RunStatus.RUNNING:
+                    await _end(store, lease, history)
                 raise CompensationError(run_id)
             if not undone:
                 refuse_if_blocked(plan)
@@ -155,6 +157,16 @@ def resuming(
         return await _made(graph, context, _going_on(book, run_id, history, plan))
 
     return begin
+
+
+async def _end(store: Store, lease: Lease, history: RunHistory) -> None:
+    """Has it on record that a run has ended that was undone, if its process died before it could write that."""
+    started = history.compensation
+    assert started is not None
+    last = max((undo.settled.ended or 0.0 for undo in history.stages.values() if undo.settled is not None), default=0.0)
+    ended = RunEnded(status=started.status, ended=last, cause=started.cause)
+    entries = [Entry("", None, *write_event(ended))]
+    await store.append_nowait(lease, Batch(entries=entries, status=started.status, recoveries=0)).wait()
 
 
 def _going_on(book: Book, run_id: str, history: RunHistory, plan: ResumePlan) -> Scribe:

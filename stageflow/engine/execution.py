@@ -74,6 +74,7 @@ class Execution:
         title: What it is called as an item of a map; `None` for what is none.
         undoable: What stages have run within themselves that may have to be undone, with titles.
         undos: What has become of the undoing of stages.
+        spared: Whether it is not undone although it was cancelled, for it is just a branch of the run around it.
         going_back: Whether the run is undone, so that it is never gone on with.
         trunk_undone: Whether what the trunk has done is to be undone, since that was ended with ``compensate=True``.
     """
@@ -107,6 +108,7 @@ class Execution:
         "scribe",
         "shape",
         "some_branch_ended",
+        "spared",
         "specials",
         "state",
         "timeouts",
@@ -195,6 +197,7 @@ class Execution:
         self.title: str | None = None if around is None else around.branch
         self.undoable: dict[str, list[tuple[str, Execution]]] = {}
         self.undos: dict[str, UndoRecord] = {}
+        self.spared: bool = False
         self.going_back: bool = False
         self.trunk_undone: bool = False
         if scribe is not None:
@@ -239,7 +242,8 @@ class Execution:
                 await Walker(self.trunk).run()
             if isinstance(self.verdict, Cause) and self.verdict.kind is CauseKind.CANCEL and await is_cancelled():
                 self.verdict, self.ending, self.trunk.interrupted = None, None, True  # and that is what the caller sees
-            if self.plan.compensates or self.undoable or self.going_back:
+            resumed = self.scribe is not None and self.scribe.history is not None
+            if self.plan.compensates or self.undoable or resumed:
                 await self._compensate()
         finally:
             self.collector.ended = trio.current_time()
@@ -370,10 +374,11 @@ class Execution:
             self._to_drain = cause
             self.act()
 
-    def cancel(self, reason: str) -> None:
-        """Cancels everything, from outside."""
-        if self.collector.ended is not None or self.ending is not None:
+    def cancel(self, reason: str, *, undo: bool = True) -> None:
+        """Cancels everything, from outside; it is undone, unless it is said that it is not."""
+        if self.collector.ended is not None or self.ending is not None or self.trunk.closed:
             return
+        self.spared = not undo
         cause = Cause(CauseKind.CANCEL, None, reason)
         if self.verdict is None:
             self.verdict = cause
@@ -390,7 +395,7 @@ class Execution:
             if item is None:
                 raise UnknownStageError(stage, self.shape.names, where="cancel_branch()")
             if item[0] in self.maps:
-                self.maps[item[0]].cancel(item[1], reason)
+                self.maps[item[0]].cancel(item[1], reason, undo=compensate)
             else:
                 self.items_cut.setdefault(item, reason)
             if self.scribe is not None:

@@ -19,7 +19,7 @@ import trio
 from stageflow.context import PipelineContext, StageContext
 from stageflow.context.stage_context import host_of
 from stageflow.engine.execution import Execution
-from stageflow.engine.nested import MAX_DEPTH, around_of
+from stageflow.engine.nested import MAX_DEPTH, around_of, keep_for_undo
 from stageflow.engine.run import outcome_of
 from stageflow.errors import CheckpointError, ContractViolation, MaxDepthError, StageExecutionError, in_words
 from stageflow.frozen import FrozenDict
@@ -242,7 +242,8 @@ class MapRun:
             if self._plan.graph.plan.compensates or child.undoable:
                 attempt = self._record.attempts
                 title = self._title(number) if attempt == 1 else f"{self._title(number)}.{attempt}"
-                self._host.execution.undoable.setdefault(self._name, []).append((title, child))
+                alone = self._plan.stage is not None
+                keep_for_undo(self._host.execution, self._name, title, child, alone=alone)
             self._settle(number, child)
 
     def _settle(self, number: int, child: Execution) -> None:
@@ -373,7 +374,7 @@ class MapRun:
             recoverable=first.recoverable,
         )
 
-    def cancel(self, number: int, reason: str) -> None:
+    def cancel(self, number: int, reason: str, *, undo: bool) -> None:
         """Cancels one item: if it is in flight, at once; if it is still to come, when its turn comes.
 
         It is not run either if the map is tried again.
@@ -382,7 +383,7 @@ class MapRun:
         if child is not None or number >= len(self._outputs):
             self._host.execution.items_cut.setdefault((self._name, number), reason)
         if child is not None:
-            child.cancel(reason)
+            child.cancel(reason, undo=undo)
 
 
 @final

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from stageflow.engine.results import PipelineResults
     from stageflow.graph import Graph
 
-__all__ = ["MAX_DEPTH", "Around", "Within", "around_of", "place_of", "run_child"]
+__all__ = ["MAX_DEPTH", "Around", "Within", "around_of", "keep_for_undo", "place_of", "run_child"]
 
 MAX_DEPTH = 16
 """How deep runs may be nested."""
@@ -80,6 +80,29 @@ def place_of(number: int, attempt: int) -> str:
     return str(number) if attempt == 1 else f"{number}.{attempt}"
 
 
+def keep_for_undo(around: Execution, name: str, title: str, child: Execution, *, alone: bool = False) -> None:
+    """Keeps a run within a stage, which may have to be undone with the stage.
+
+    If it has undone itself, since it failed by itself, and something of that is missing, the run around says so too,
+    whatever becomes of that.
+
+    Args:
+        around: The run around it.
+        name: The stage.
+        title: What it is called.
+        child: The run.
+        alone: Whether that is the name of its only stage, since it is an item of a map.
+    """
+    around.undoable.setdefault(name, []).append((title, child))
+    own = child.collector.compensation
+    if own is None or not any(undo.missing for undo in own.undos.values()):
+        return
+    record = around.collector.compensation
+    if record is None:
+        record = around.collector.compensation = attrs.evolve(own, undos={})
+    record.adopt({title if alone else f"{title}/{path}": undo for path, undo in own.undos.items()})
+
+
 async def run_child(host: BranchRun, name: str, graph: Graph, context: PipelineContext) -> PipelineResults:
     """Runs a graph within a stage.
 
@@ -110,8 +133,7 @@ async def run_child(host: BranchRun, name: str, graph: Graph, context: PipelineC
         await child.execute()
     finally:
         if graph.plan.compensates or child.undoable:
-            title = f"{name}/{place_of(place, record.attempts)}"
-            host.execution.undoable.setdefault(name, []).append((title, child))
+            keep_for_undo(host.execution, name, f"{name}/{place_of(place, record.attempts)}", child)
     results = outcome_of(child)
     if results.status is RunStatus.PARTIAL:
         host.execution.in_part.add(name)

@@ -62,7 +62,7 @@ async def compensate(execution: Execution, status: RunStatus) -> None:  # noqa: 
     Raises:
         trio.Cancelled: The caller has cancelled it; what is undone by then is on record.
     """
-    if execution.lost is not None or execution.fatal is not None:
+    if execution.lost is not None or execution.fatal is not None or execution.spared:
         return  # noqa: ASYNC910
     asked = {RunStatus.FAILED: "fail", RunStatus.CANCELLED: "cancel", RunStatus.INTERRUPTED: "interrupt"}.get(status)
     if not execution.going_back and asked not in execution.graph.settings.compensate_on:

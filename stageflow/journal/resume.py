@@ -165,9 +165,7 @@ def _plan_to_undo(history: RunHistory, graph: Graph, run_id: str) -> ResumePlan:
             step = Step(stage=name, action=Action.REUSE, reason="the run is undone, and it says nothing of that")
         steps[name] = step
     undone = history.compensated is CompensationStatus.COMPENSATED
-    return ResumePlan(
-        run_id=run_id, pipeline=graph.name, steps=steps, renamed=renamed, over=undone, undone=undone
-    )
+    return ResumePlan(run_id=run_id, pipeline=graph.name, steps=steps, renamed=renamed, over=undone, undone=undone)
 
 
 def _plan(

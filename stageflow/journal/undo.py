@@ -107,6 +107,11 @@ class CompensationRecord:
         """The stages, by number, of which the undoing has begun, and not ended; the engine's own."""
         return self._left
 
+    def adopt(self, undos: Mapping[str, UndoRecord]) -> None:
+        """Takes over what has become of the undoing of a run within a stage, by itself."""
+        self.undos = {**self.undos, **undos}
+        self.conclude(frozenset())
+
     def begin(self, stages: frozenset[int]) -> None:
         """Says that these are going to be undone: all of the run, or those of a branch."""
         self._left |= stages

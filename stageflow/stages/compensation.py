@@ -32,7 +32,8 @@ class Compensation:
     Attributes:
         undo: An async function of the stage's context and its output. The output is `None` if it is not known whether
             the stage took effect: it failed, was cancelled, or its process died. It may be called more than once, so
-            it must not matter how often; the context has the `idempotency_key` that the stage had.
+            it must not matter how often; the context has the `idempotency_key` that the stage had. It has failed if it
+            raises, or returns a `StageOutput` that says so.
         timeout: The limit on one attempt in seconds, `None` for none; left out, it is that of the pipeline.
         retry: How it is tried again; left out, three attempts, a second apart at first.
         best_effort: Whether the run counts as compensated even if this does not succeed.
