@@ -3,6 +3,7 @@
 `nox` runs them all; `nox -s tests -- -k name` passes what follows `--` on to pytest.
 """
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -67,6 +68,13 @@ def full(session: nox.Session) -> None:
     """Run the tests in the sizes that take too long for every change."""
     session.install(".[cli,processes]", *group("tests"))
     session.run("pytest", *session.posargs, env={"STAGEFLOW_FULL": "1"})
+
+
+@nox.session
+def crash(session: nox.Session) -> None:
+    """Kill 5,000 processes at random points of random graphs. `--kills`, `--seed` and the like are passed on."""
+    session.install(".")
+    session.run("python", "tests/crash.py", "--kills", "5000", "--jobs", str(os.cpu_count() or 1), *session.posargs)
 
 
 @nox.session

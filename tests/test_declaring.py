@@ -370,11 +370,6 @@ def test_a_mistake_is_a_definition_error_that_says_what_and_where(
     assert [part for part in parts if part not in message] == [], message
 
 
-def test_an_option_that_is_not_built_is_not_accepted() -> None:
-    with pytest.raises(DefinitionError, match="unknown option 'compensate'"):
-        declared("x", body, compensate=None)()
-
-
 def test_errors_of_names_carry_them() -> None:
     with pytest.raises(UnknownStageError) as unknown:
         Pipeline("p").with_stage("fetch", body).with_stage("x", body, after="fetsch").build()

@@ -73,7 +73,7 @@ if TYPE_CHECKING:
 
 NO = ValueError("no")
 ONCE = Retry(attempts=1)
-SEEDS = 600 if os.environ.get("STAGEFLOW_FULL") == "1" else 13
+SEEDS = 600 if os.environ.get("STAGEFLOW_FULL") == "1" else 8
 CASES = 1000
 """How many there are at least."""
 
