@@ -891,3 +891,53 @@ async def test_a_store_that_raises_at_once_fails_like_one_that_fails_later(world
     assert isinstance(error, CheckpointError)
     assert isinstance(error.__cause__, OSError)
     assert error.results is not None
+
+
+async def test_runs_that_a_stage_has_begun_at_once_are_known_by_what_they_were_given(
+    world: World, store: MemoryStore
+) -> None:
+    keys: dict[int, set[str]] = {}
+    entered: list[int] = []
+
+    async def one(ctx: StageContext) -> StageOutput:
+        keys.setdefault(ctx.data["n"], set()).add(ctx.idempotency_key)
+        entered.append(ctx.data["n"])
+        if ctx.data["n"] == 3 and world.broken:
+            await trio.sleep(0.01)
+            raise ValueError("no")
+        return StageOutput.ok(n=ctx.data["n"])
+
+    child = Pipeline("child").with_stage("one", one)
+
+    async def outer(ctx: StageContext) -> None:
+        async with trio.open_nursery() as nursery:
+            for n in range(4):
+                nursery.start_soon(ctx.run_pipeline, child, {"n": n})
+
+    pipeline = Pipeline("p").with_stage("outer", outer)
+    world.broken["one"] = None
+    await run(pipeline, store)
+    assert sorted(entered) == [0, 1, 2, 3]
+    world.broken.clear()
+    entered.clear()
+    await pipeline.build().resume(RUN, store=store)
+    assert entered == [3]
+    assert [len(used) for used in keys.values()] == [1] * 4
+
+
+async def test_a_failure_that_was_tolerated_is_not_made_again_if_something_has_ended_since_by_way_of_others(
+    world: World, store: MemoryStore
+) -> None:
+    pipeline = (
+        Pipeline("p")
+        .with_stage("risky", world.stage(), on_failure="tolerate")
+        .with_stage("next", world.stage(), after="risky")
+        .with_stage("handler", world.stage(), after="next", join="settled")
+        .with_stage("last", world.stage(), after="handler")
+    )
+    world.broken |= {"risky": ValueError("no"), "last": ValueError("no")}
+    await run(pipeline, store)
+    world.broken.clear()
+    world.take()
+    await pipeline.build().resume(RUN, store=store)
+    assert world.take() == ["last#2"]

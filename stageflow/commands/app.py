@@ -175,7 +175,7 @@ def _version() -> str:
         return "stageflow, not installed"
 
 
-app = App(
+app: App = App(
     name="stageflow",
     help="Reliable DAG pipelines on Trio.",
     help_format="markdown",

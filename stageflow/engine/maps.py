@@ -225,7 +225,9 @@ class MapRun:
             shares = self._plan.stage is not None
             run_id = f"{around.run_id}/{title}"
             attempt = self._record.attempts
-            scribe = scribe.within(self._name, number, attempt, self._plan.graph, context, run_id, shares=shares)
+            scribe = scribe.within(
+                self._name, number, attempt, self._plan.graph, context, run_id, item=True, shares=shares
+            )
         around = attrs.evolve(around, branch=title, key=f"{around.key}/{title}")
         child = Execution(self._plan.graph, context, around, scribe)
         if self._plan.stage is not None:  # a branch of this run, whose artifacts are those of this run

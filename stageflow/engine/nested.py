@@ -125,7 +125,8 @@ async def run_child(host: BranchRun, name: str, graph: Graph, context: PipelineC
     scribe = host.execution.scribe
     if scribe is not None:
         run_id = context.run_id or new_run_id()
-        scribe = scribe.within(name, place, record.attempts, graph, context, run_id, shares=False)
+        scribe = scribe.within(name, place, record.attempts, graph, context, run_id, item=False, shares=False)
+        place = scribe.number
         context = attrs.evolve(context, run_id=scribe.run_id)
     child = Execution(graph, context, attrs.evolve(around, key=f"{around.key}/{name}/{place}"), scribe)
     record.more.children = (*record.details.children, child.results)

@@ -101,6 +101,12 @@ class StageHistory:
         return place, self.within[place]
 
     @property
+    def resumable(self) -> dict[int, tuple[str, str | None]]:
+        """The runs within it with which it can go on, by number: of which pipeline, and with which data."""
+        runs = {number: self.within[place].started for number, place in self.latest.items()}
+        return {int(number): (run.pipeline, run.data) for number, run in runs.items() if run is not None}
+
+    @property
     def recorded(self) -> bool:
         """Whether anything has happened to it."""
         return self.settled is not None or self.attempts > 0
@@ -242,7 +248,7 @@ class RunHistory:
         self.graphs: tuple[str, ...] = ()
         self.names: dict[str, str] = {}
         self.dropped: dict[str, StageHistory] = {}
-        self.taken = False
+        self.taken: bool = False
         self.compensation: CompensationStarted | None = None
         self.compensated: CompensationStatus | None = None
         self.undos: dict[str, UndoEnded] = {}

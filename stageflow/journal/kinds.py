@@ -79,9 +79,9 @@ class _SomewhereInside(Exception):
 
     def __init__(self, why: str, steps: Iterable[str] = (), *, root: str = "") -> None:
         super().__init__(why)
-        self.why = why
-        self.steps = list(steps)
-        self.root = root
+        self.why: str = why
+        self.steps: list[str] = list(steps)
+        self.root: str = root
         self.shown_steps: int | None = None
 
     @property

@@ -46,7 +46,7 @@ class _Written:
     __slots__ = ("error",)
 
     def __init__(self, error: Exception | None) -> None:
-        self.error = error
+        self.error: Exception | None = error
 
     async def wait(self) -> None:
         """See `Receipt.wait`."""

@@ -309,12 +309,18 @@ def _is_kept(name: str, stage: StageHistory, known: Mapping[str, StageHistory], 
         return True
     if not settled.tolerated:
         return False
-    # A failure that was tolerated, and taken into account by a stage that has ended since.
-    return any(
-        known[other].settled is not None and known[other].settled.state is StageState.SUCCEEDED  # type: ignore[union-attr]
-        for other, spec in graph.stages.items()
-        if other in known and any(edge.stage == name for edge in spec.after)
-    )
+    # A failure that was tolerated, and taken into account by a stage that has ended since: maybe by way of others that
+    # were skipped because of it.
+    reached = {name}
+    for other, spec in graph.stages.items():  # in topological order
+        after = known.get(other)
+        if after is None or after.settled is None or not any(edge.stage in reached for edge in spec.after):
+            continue
+        if after.settled.state is StageState.SUCCEEDED:
+            return True
+        if after.settled.state is StageState.SKIPPED:
+            reached.add(other)
+    return False
 
 
 def _in_doubt(name: str, stage: StageHistory, policy: Policy) -> Step:

@@ -17,6 +17,7 @@ without what came before. The run is told, and starts nothing any more.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import time
 import traceback
@@ -44,7 +45,7 @@ from stageflow.journal.events import (
     UndoStarted,
     write_event,
 )
-from stageflow.journal.history import RunHistory, scope_within
+from stageflow.journal.history import RunHistory, StageHistory, scope_within
 from stageflow.journal.plan import resets
 from stageflow.journal.record import Attempt, Cause, CauseKind, RunStatus, StageRecord, StageState
 from stageflow.journal.resume import describe
@@ -58,7 +59,6 @@ if TYPE_CHECKING:
     from stageflow.engine.execution import Execution
     from stageflow.graph import Graph
     from stageflow.journal.book import Book
-    from stageflow.journal.history import StageHistory
     from stageflow.output import Artifact, StageOutput
 
 __all__ = ["Scribe", "error_note"]
@@ -74,6 +74,7 @@ class Scribe:
         began_at: When the run began, by the wall clock.
         base: When that was on Trio's clock: times are kept relative to it.
         run_id: The run's id.
+        number: Which of the runs within a stage it is.
         over: When the run was over, in seconds since it began, if it was before this process.
         values: The outputs that are reused, by stage, as far as they have been read.
     """
@@ -88,6 +89,8 @@ class Scribe:
         artifacts: Scribe | None = None,
     ) -> None:
         self.run_id = run_id
+        self.number: int = 0
+        self._numbers: dict[tuple[str, int], set[int]] = {}
         self.over: float | None = None
         self.values: Mapping[str, Any] = {} if values is None else values
         self.book = book
@@ -152,6 +155,7 @@ class Scribe:
         context: PipelineContext,
         run_id: str,
         *,
+        item: bool,
         shares: bool,
     ) -> Scribe:
         """Gives the scribe of a run within a stage, or of an item of a map, and notes that it begins.
@@ -160,11 +164,12 @@ class Scribe:
 
         Args:
             stage: The stage.
-            number: Which of the runs within it, in this attempt.
+            number: Which of the runs within it, in this attempt: of those that are begun at once, by chance.
             attempt: Which attempt of the stage it is.
             graph: What is run.
             context: With what.
             run_id: Its id.
+            item: Whether it is an item of a map, whose number is not by chance.
             shares: Whether its artifacts are those of this run.
 
         Raises:
@@ -181,6 +186,8 @@ class Scribe:
             if graph.plan.compensates:  # and an undo could not be given it
                 raise UnstorableValueError(run_id=book.run_id, stage=stage, path=error.path, why=error.why) from None
         known = None if self.history is None or stage not in self.history.stages else self.history.stages[stage]
+        if not item:
+            number = self._number_of(stage, number, attempt, known, (graph.name, data))
         taken = None if known is None else known.take(number)
         place = str(number) if attempt == 1 else f"{number}.{attempt}"
         before: RunHistory | None = None
@@ -211,6 +218,7 @@ class Scribe:
             scribe.began_at = started.began_at
         else:
             scribe = Scribe(book, scope, run_id, artifacts=artifacts)
+        scribe.number = number
         event = RunStarted(
             run_id=run_id,
             pipeline=graph.name,
@@ -229,6 +237,19 @@ class Scribe:
             before.apply(event, None, None)
             scribe._written.difference_update(reset)
         return scribe
+
+    def _number_of(
+        self, stage: str, number: int, attempt: int, known: StageHistory | None, same: tuple[str, str | None]
+    ) -> int:
+        """Gives the number of a run within a stage: the one that the very same had before, or one of its own."""
+        used = self._numbers.setdefault((stage, attempt), set())
+        recorded = {} if known is None else known.resumable
+        numbers = [number, *recorded] if recorded.get(number) == same else list(recorded)
+        found = next((each for each in numbers if recorded.get(each) == same and each not in used), None)
+        if found is None:
+            found = next(each for each in itertools.count(number) if each not in used and each not in recorded)
+        used.add(found)
+        return found
 
     async def end(self, records: Iterable[StageRecord], status: RunStatus, cause: Cause | None, now: float) -> None:
         """Notes that the run has ended, and waits until all of it is durable, if nothing is around it."""
@@ -400,6 +421,7 @@ class Scribe:
             feedback=feedback,
         )
         self.book.add(Entry(self.scope, record.name, *write_event(event)), StageState.RUNNING, attempt.number, {})
+        self._begin_anew(record.name)
         if not together:
             self.book.send(self.book.batch())
 
@@ -407,10 +429,16 @@ class Scribe:
         """Notes that stages are tried again that had succeeded; the reason is for the first."""
         for name in names:
             self._written.discard(name)
+            self._begin_anew(name)
             event = StageReopened(reason=reason, at=now - self.base)
             self.book.add(Entry(self.scope, name, *write_event(event)), StageState.RUNNING, 0, {})
             reason = None
         self.book.send(self.book.batch())
+
+    def _begin_anew(self, stage: str) -> None:
+        """Notes that what a stage runs within itself in its next attempt goes on with nothing."""
+        if self.history is not None and stage in self.history.stages:
+            self.history.stages[stage].latest.clear()
 
     def branch_ended(self, branch: str, cause: Cause, *, undo: bool = False, together: bool = False) -> None:
         """Notes that a branch is ended on its own, or an item of a map; `together` with what is noted next."""

@@ -41,11 +41,11 @@ class _Append:
     __slots__ = ("_done", "batch", "error", "finished", "lease", "patience")
 
     def __init__(self, lease: Lease, batch: Batch, patience: float) -> None:
-        self.lease = lease
-        self.batch = batch
-        self.patience = patience
+        self.lease: Lease = lease
+        self.batch: Batch = batch
+        self.patience: float = patience
         self.error: Exception | None = None
-        self.finished = False
+        self.finished: bool = False
         self._done: trio.Event | None = None
 
     def finish(self) -> None:
