@@ -194,6 +194,8 @@ class Walker:
         limits, bodies, specials = execution.armed, plan.bodies, execution.specials
         slots, scribe = collector.slots, execution.scribe
         rest = now + _LONGEST_TURN
+        if scribe is not None:
+            self._pass()
         try:
             while True:
                 await checkpoint_if_cancelled()
@@ -266,6 +268,14 @@ class Walker:
             if self.current is None and self.last is not None and self.last.started is not None:
                 self.last.after_cancel = True
             raise
+
+    def _pass(self) -> None:
+        """Goes past what an earlier process has seen to already; there may be thousands of that."""
+        strand, slots, at = self.branch.strand, self.execution.collector.slots, self.at
+        while at < len(strand) and (before := slots[strand[at]]) is not None:
+            self.absent = before.cause
+            at += 1
+        self.at = at
 
     async def _specially(self, special: Special, number: int, context: StageContext) -> Any:  # noqa: ASYNC910
         """Runs a stage of which there is something special: a condition, or how it is tried."""

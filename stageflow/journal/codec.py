@@ -202,13 +202,15 @@ def _frozen(tree: Any) -> Any:
     """Freezes what was parsed. It is faster than `freeze`, which has to reckon with circles."""
     kind = _type(tree)
     if kind is dict:
-        if _LEAVES.issuperset(map(type, tree.values())):
-            return frozen_dict(tree)
-        return frozen_dict({key: part if type(part) in _LEAVES else _frozen(part) for key, part in tree.items()})
+        for key, part in tree.items():
+            if type(part) not in _LEAVES:
+                tree[key] = _frozen(part)  # it was parsed for this, and is nobody else's
+        return frozen_dict(tree)
     if kind is list:
-        if _LEAVES.issuperset(map(type, tree)):
-            return frozen_list(tree)
-        return frozen_list([part if type(part) in _LEAVES else _frozen(part) for part in tree])
+        for number, part in enumerate(tree):
+            if type(part) not in _LEAVES:
+                tree[number] = _frozen(part)
+        return frozen_list(tree)
     return tree
 
 

@@ -352,6 +352,7 @@ _KINDS: dict[str, type[Any]] = {
     "run_ended": RunEnded,
 }
 _NAMES = {cls: kind for kind, cls in _KINDS.items()}
+_DUMPS = json.JSONEncoder(separators=(",", ":")).encode
 _PLAIN = {"state", "attempts", "started", "ended"}
 
 
@@ -379,7 +380,7 @@ def _converter() -> cattrs.Converter:
 
 def write_event(event: Event) -> tuple[str, str]:
     """Gives the kind of an event and its body, as they are kept."""
-    return _NAMES[type(event)], json.dumps(_converter().unstructure(event), separators=(",", ":"))
+    return _NAMES[type(event)], _DUMPS(_converter().unstructure(event))
 
 
 def read_event(kind: str, body: Any) -> Event:
