@@ -25,6 +25,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="how often everything is measured: 3 (quick), 5")
     parser.add_argument("--peers", metavar="DIRECTORY", type=Path, help="where the peers' environments are")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds that one process may take: 60")
+    # Not where temporary files go: that is often memory, where a commit costs next to nothing.
+    disk = Path("build", "tmp")
+    parser.add_argument("--disk", metavar="DIRECTORY", type=Path, default=disk, help=f"where to write runs: {disk}")
     parser.add_argument("--only", metavar="WORDS", help="only cases with this in their name, as in --only 'time fan'")
     parser.add_argument("--json", metavar="FILE", type=Path, help="where to write the results")
     commands = parser.add_subparsers(dest="command")
@@ -62,7 +65,7 @@ def run(asked: argparse.Namespace) -> Results:
         absent=absent,
         cases=chosen,
     )
-    plan = Plan(chosen, results.rounds, taking_part, asked.patience)
+    plan = Plan(chosen, results.rounds, taking_part, asked.patience, asked.disk)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     # Who loses patience keeps what has been found.
     with suppress(KeyboardInterrupt), errors.status("measuring") as status:

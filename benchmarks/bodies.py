@@ -10,9 +10,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
-__all__ = ["Body", "Cannot", "Gauge", "body", "recording"]
+__all__ = ["Body", "Cannot", "Gate", "Gauge", "body", "recording"]
 
-Body: TypeAlias = Callable[..., Awaitable[None]]
+Body: TypeAlias = Callable[..., Awaitable[object]]
 SHORT = 0.05  # seconds that "sleep" sleeps
 
 
@@ -35,12 +35,43 @@ class Gauge:
         self.stopped = 0
 
 
+class Gate:
+    """The last stage of a run, at which that stops, or does not; and the bodies of the others.
+
+    Attributes:
+        is_open: Whether the run comes to its end.
+        passed: How many stages have run before it.
+        reached: When the gate was reached: the clock, and the CPU time of the process.
+    """
+
+    def __init__(self, *, is_open: bool) -> None:
+        self.is_open = is_open
+        self.passed = 0
+        self.reached: tuple[float, float] | None = None
+
+    async def before(self, *_: Any, **__: Any) -> dict[str, Any]:
+        """Do what the stages before the last one do."""
+        self.passed += 1
+        return await gives()
+
+    async def last(self, *_: Any, **__: Any) -> None:
+        """Do what the last stage does."""
+        self.reached = time.perf_counter(), time.process_time()
+        if not self.is_open:
+            raise InterruptedError
+
+
 async def returns(*_: Any, **__: Any) -> None:
     """Return at once."""
 
 
+async def gives(*_: Any, **__: Any) -> dict[str, Any]:
+    """Give something that is worth being kept."""
+    return {"rows": [1, 2, 3]}
+
+
 def body(kind: str, library: str, gauge: Gauge | None = None) -> Body:
-    """Give a body of a kind: "return", "checkpoint", "sleep", or "forever", which is counted by a gauge.
+    """Give a body of a kind: "return", "give", "checkpoint", "sleep", or "forever", which is counted by a gauge.
 
     Raises:
         Cannot: There is no such thing for that library.
@@ -49,6 +80,8 @@ def body(kind: str, library: str, gauge: Gauge | None = None) -> Body:
         return returns
     if library == "threads":
         return _in_threads(kind)
+    if kind == "give":  # to what is durable, and none of those has threads
+        return gives
     aio = importlib.import_module("trio" if library == "trio" else "asyncio")
     if kind == "checkpoint":
         return _checkpoints_in_trio() if library == "trio" else _checkpoints_in_asyncio()

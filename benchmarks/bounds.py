@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks.contestant import CONTESTANTS, OURS, PEERS
+from benchmarks.contestant import COMMIT, CONTESTANTS, OURS, PEERS
 from benchmarks.figures import Results, Spread, keys_of, per_stage
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Bound:
 
     Attributes:
         what: What is measured.
-        against: What it is compared with.
+        against: What it is compared with, if it is.
         limit: The greatest figure that is well.
         found: The figure, if there is one.
         unit: What it is measured in.
@@ -50,7 +50,7 @@ class Bound:
 
 def bounds(results: Results) -> list[Bound]:
     """Compare the results with everything that was promised."""
-    return [*_shapes(results), *_growth(results), *_others(results), *_peers(results)]
+    return [*_shapes(results), *_growth(results), *_others(results), *_durable(results), *_peers(results)]
 
 
 def _shapes(results: Results) -> Iterator[Bound]:
@@ -102,6 +102,15 @@ def _others(results: Results) -> Iterator[Bound]:
     ours, trio = (results.values(results.find("import", module), US, "cpu") for module in ("stageflow", "trio"))
     beyond = results.compare(ours, trio, lambda one, other: (one - other) * 1000)
     yield Bound("import stageflow", "import trio", 30, beyond, unit=" ms more")
+
+
+def _durable(results: Results) -> Iterator[Bound]:
+    """What it costs to write a run down, which is waiting for the disk mostly; and to go on with one, which is not."""
+    for what, shape, limit in (("durable chain of 1,000", "chain", 1.8), ("durable fan-out of 1,000", "fan", 0.3)):
+        found = results.ratio(results.find("durable", shape, 1000), US, COMMIT.key, "wall")
+        yield Bound(what, COMMIT.title, limit, found, note="wall time")
+    found = results.spread(results.find("reload", "chain", LARGE), US)
+    yield Bound("reload of 10,000 stages", "", 100, found and found.scaled(1e3), unit=" ms")
 
 
 def _peers(results: Results) -> Iterator[Bound]:

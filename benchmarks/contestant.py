@@ -9,11 +9,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
+from benchmarks.bodies import Cannot
+
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     from benchmarks.bodies import Body
     from benchmarks.shapes import Shape
 
-__all__ = ["CONTESTANTS", "FLOORS", "OURS", "PEERS", "Contestant", "Entry", "Runnable", "load"]
+__all__ = [
+    "COMMIT",
+    "CONTESTANTS",
+    "FLOORS",
+    "OURS",
+    "PEERS",
+    "Contestant",
+    "Durable",
+    "Entry",
+    "Runnable",
+    "durable",
+    "load",
+]
 
 Runnable: TypeAlias = Callable[[], Awaitable[object]]
 """Runs what was prepared, once."""
@@ -33,6 +49,23 @@ class Contestant(Protocol):
 
         Raises:
             Cannot: The contestant cannot do such a graph, or such bodies.
+        """
+        ...
+
+
+class Durable(Protocol):
+    """A module of `benchmarks.contestants` whose runs can outlive their process.
+
+    Attributes:
+        LIBRARY: As for every contestant.
+    """
+
+    LIBRARY: str
+
+    def durable(self, shape: Shape, bodies: Sequence[Body], place: Path) -> AbstractAsyncContextManager[Runnable]:
+        """Do once what need not be done for every run, and give what runs the graph and writes it down in a directory.
+
+        If there is a run that was written down there, and has not come to its end, that is gone on with.
         """
         ...
 
@@ -66,6 +99,9 @@ FLOORS = (
     Entry("floor_scope", "(d) task, scope", "floor"),
     Entry("floor_branch", "(e) task, scope, nursery", "floor"),
 )
+"""What runs are compared with that are not written down."""
+COMMIT = Entry("floor_commit", "(f) SQLite commit", "floor")
+"""What those are compared with that are."""
 OURS = Entry("stageflow", "stageflow", "ours")
 
 
@@ -78,9 +114,20 @@ def _peers() -> tuple[Entry, ...]:
 
 
 PEERS = _peers()
-CONTESTANTS = {entry.key: entry for entry in (*FLOORS, OURS, *PEERS)}
+CONTESTANTS = {entry.key: entry for entry in (*FLOORS, COMMIT, OURS, *PEERS)}
 
 
 def load(key: str) -> Contestant:
     """Import a contestant, and with it what it stands for."""
     return cast("Contestant", importlib.import_module(f"benchmarks.contestants.{key}"))
+
+
+def durable(contestant: Contestant) -> Durable:
+    """Give a contestant as one whose runs are written down.
+
+    Raises:
+        Cannot: They are not.
+    """
+    if not hasattr(contestant, "durable"):
+        raise Cannot("it writes nothing down")
+    return cast("Durable", contestant)

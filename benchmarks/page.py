@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from benchmarks.bounds import bounds
-from benchmarks.contestant import CONTESTANTS, FLOORS, OURS, PEERS
+from benchmarks.contestant import COMMIT, CONTESTANTS, FLOORS, OURS, PEERS
 from benchmarks.figures import keys_of, per_stage
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ COLUMNS = (
     ("1,000 at once", "time diamond 3 return at once"),
     ("1,000 asleep", "time fan 1000 sleep"),
 )
+DURABLE = (("chain of 1,000", "durable chain 1000"), ("fan-out of 1,000", "durable fan 1000"))
 
 
 def write(results: Results) -> dict[str, str]:
@@ -99,6 +100,18 @@ def _missing(results: Results) -> Iterator[str]:
             yield f"- {CONTESTANTS[contestant].title}, {', '.join(f'*{case}*' for case in cases)}: {_plain(reason)}."
 
 
+def _durable(results: Results) -> Iterator[str]:
+    """What it costs to write each stage down: wall time, since most of it is waiting, and CPU time beside that."""
+    cases = keys_of(results.cases)
+    columns = [(title, cases[key]) for title, key in DURABLE if key in cases]
+    yield from _head(["µs per stage", *(head for title, _ in columns for head in (title, "… of CPU time"))])
+    for entry in (COMMIT, OURS, *PEERS):
+        found = [(case, results.spread(case.key, entry.key, what)) for _, case in columns for what in ("wall", "cpu")]
+        if any(each for _, each in found):
+            cells = ["–" if each is None else _cost(each.median * per_stage(case)) for case, each in found]
+            yield _row([f"**{entry.title}**" if entry is OURS else entry.title, *cells])
+
+
 def _collector(results: Results) -> Iterator[str]:
     cases = keys_of(results.cases)
     yield from _head(["CPU µs per stage", "fan-out of 100", "of 10,000", "growth"])
@@ -139,5 +152,6 @@ PARTS = {
     "floors": _floors,
     "peers": _peers,
     "missing": _missing,
+    "durable": _durable,
     "collector": _collector,
 }

@@ -259,7 +259,7 @@ def _bars(rows: Sequence[Bound]) -> Iterator[str]:
         share = bound.found.median / bound.limit
         mark = "well" if bound.holds else "ill"
         against = bound.against[:3] if bound.against.startswith("(") else bound.against  # of a floor its letter will do
-        yield _text(left - 10, y + 14, f"{bound.what}, to {against}", "end")
+        yield _text(left - 10, y + 14, f"{bound.what}, to {against}" if against else bound.what, "end")
         yield f'<rect x="{left}" y="{y + 4}" width="{at(share) - left:.1f}" height="13" rx="2" class="bar {mark}"/>'
         found = f"{bound.found.median:.2f}{bound.unit}, {'at most' if bound.holds else 'but at most'} {bound.limit:g}"
         yield _text(right + 10, y + 14, found, "" if bound.holds else "ill")

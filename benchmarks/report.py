@@ -34,7 +34,7 @@ def show(results: Results, console: Console) -> None:
 
 
 def _figures(results: Results) -> Table:
-    """CPU µs per stage, or whatever the case measures: a row for every case."""
+    """µs per stage, or whatever the case measures: a row for every case."""
     table = Table(title="Medians over the rounds, with the least and the greatest")
     table.add_column("case")
     table.add_column("contestant")
@@ -45,7 +45,7 @@ def _figures(results: Results) -> Table:
         for key in CONTESTANTS:
             row = _row(results, case, key)
             if row is not None:
-                ratio = results.ratio(case.key, "stageflow", key, "bytes" if case.measure == "memory" else "cpu")
+                ratio = results.ratio(case.key, "stageflow", key, case.counts)
                 style = "bold" if key == "stageflow" else ""
                 against = "" if key == "stageflow" or ratio is None else f"{ratio.median:.2f}"
                 table.add_row(case.key if first else "", CONTESTANTS[key].title, *row, against, style=style)
@@ -64,14 +64,14 @@ def _row(results: Results, case: Case, key: str) -> tuple[str, str, str, str] | 
     if cpu is None or wall is None:
         return None
     build = results.spread(case.key, key, "build_cpu")
-    if case.measure in {"cancel", "import"}:
+    if case.measure in {"cancel", "import", "reload"}:
         cpu, wall = cpu.scaled(1e3), wall.scaled(1e3)
         leaked = results.spread(case.key, key, "leaked")
         leaks = f"{leaked.greatest:.0f} leaked" if leaked and leaked.greatest else ""
         return f"{cpu.median:.1f} ms", _range(cpu), f"{wall.median:.1f} ms", leaks
     cpu, wall = cpu.scaled(per_stage(case)), wall.scaled(per_stage(case))
     built = f"{build.median * per_stage(case) * case.at_once:.1f} µs" if build else ""
-    return f"{cpu.median:.2f} µs", _range(cpu), f"{wall.median:.2f} µs", built
+    return f"{cpu.median:.2f} µs", _range(cpu if case.counts == "cpu" else wall), f"{wall.median:.2f} µs", built
 
 
 def _range(found: Spread) -> str:
@@ -94,7 +94,7 @@ def _missing(results: Results) -> Table:
 
 
 def _bounds(results: Results) -> Table:
-    table = Table(title="What it may cost (medians of the ratios of CPU time)")
+    table = Table(title="What it may cost (medians of the ratios: of CPU time, where nothing else is said)")
     table.add_column("what")
     table.add_column("against")
     table.add_column("found", justify="right")

@@ -52,12 +52,14 @@ class Plan:
         rounds: How often.
         pythons: The interpreter of each contestant that takes part.
         patience: Seconds that one process may take.
+        disk: Where durable runs are written down.
     """
 
     cases: Sequence[Case]
     rounds: int
     pythons: Mapping[str, Path]
     patience: float
+    disk: Path
 
 
 def pythons(environments: Path | None) -> tuple[dict[str, Path], dict[str, str]]:
@@ -113,7 +115,7 @@ class Conductor:
 
     def conduct(self) -> None:
         """Measure it all."""
-        with playground() as ground:
+        with playground(self.plan.disk) as ground:
             for number in range(self.plan.rounds):
                 for case in self.plan.cases:
                     if number >= case.rounds:
@@ -145,7 +147,15 @@ class Conductor:
             self._too_large.setdefault(kind, case.size)
 
     def _ask(self, case: Case, key: str, number: int, ground: Path) -> Figure:
-        command = [str(self.plan.pythons[key]), "-m", "benchmarks.worker", key, case.measure, case.shape]
+        if case.measure == "reload" and number == 0:  # all rounds go on with the same run
+            recorded = self._have("record", case, key, number, ground)
+            if recorded.status != "ok":
+                return recorded
+        return self._have(case.measure, case, key, number, ground)
+
+    def _have(self, what: str, case: Case, key: str, number: int, ground: Path) -> Figure:
+        """Have a process do something for a case."""
+        command = [str(self.plan.pythons[key]), "-m", "benchmarks.worker", key, what, case.shape]
         command += [str(case.size), "--body", case.body, "--at-once", str(case.at_once), "--in-turn", str(case.in_turn)]
         if not case.gc:
             command.append("--no-gc")
@@ -179,12 +189,16 @@ class Conductor:
 
 
 @contextmanager
-def playground() -> Generator[Path]:
+def playground(disk: Path) -> Generator[Path]:
     """Give a directory to run workers in, where there is a package `benchmarks`, and nothing else.
 
     A peer may have the import name of something that lies around here; so does stageflow-core.
+
+    Args:
+        disk: Where to make it: what workers write, they write there.
     """
-    with TemporaryDirectory(prefix="benchmarks-", ignore_cleanup_errors=True) as name:
+    disk.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="benchmarks-", dir=disk.resolve(), ignore_cleanup_errors=True) as name:
         ground = Path(name)
         ignored = shutil.ignore_patterns("__pycache__", "results")
         shutil.copytree(Path(__file__).parent, ground / "benchmarks", ignore=ignored)

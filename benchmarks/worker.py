@@ -12,20 +12,25 @@ import gc
 import importlib
 import importlib.metadata
 import json
+import shutil
 import statistics
 import sys
 import time
 import tracemalloc
+from contextlib import nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from benchmarks.bodies import Body, Cannot, Gauge, body, recording
-from benchmarks.contestant import CONTESTANTS, Contestant, Runnable, load
+from benchmarks.bodies import Body, Cannot, Gate, Gauge, body, recording
+from benchmarks.contestant import CONTESTANTS, Contestant, Runnable, durable, load
 from benchmarks.shapes import Shape, shape
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
 
-__all__ = ["check", "main", "measure"]
+__all__ = ["check", "main", "measure", "record", "reload"]
 
 Found: TypeAlias = dict[str, Any]
 ENOUGH = 0.1
@@ -36,6 +41,10 @@ MOST = 5.0
 """Seconds that a sample should last at most, even if that is not as many runs as wanted."""
 COLD = 2.0
 """Seconds from which on the first run has to be enough, although everything in it happens for the first time."""
+RECORDED = Path("recorded")
+"""Where the run is that is gone on with."""
+MEMORY = Path("/dev/shm")
+"""Where it is written, if there is such a place: waiting for a disk ten thousand times tells nothing of reading it."""
 SMALL = 5
 """The size of the shape that is checked before one is timed."""
 PATIENCE = 20.0
@@ -46,7 +55,7 @@ def main() -> None:
     """Do what the arguments say."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.worker", description=__doc__)
     parser.add_argument("contestant", choices=list(CONTESTANTS))
-    parser.add_argument("measure", choices=["time", "cancel", "memory", "check"])
+    parser.add_argument("measure", choices=["time", "durable", "reload", "record", "cancel", "memory", "check"])
     parser.add_argument("shape")
     parser.add_argument("size", type=int)
     parser.add_argument("--body", default="return")
@@ -100,6 +109,11 @@ def measure(
     if what == "check":
         check(contestant, graph)
         return {}
+    if what == "record":
+        with TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as place:
+            record(contestant, shape(graph.name, graph.size + 1), Path(place))
+            shutil.copytree(place, RECORDED)
+        return {}
     gauge = Gauge(graph.size)
     bodies = _bodies(contestant, graph, kind, gauge)
     if what == "cancel":
@@ -107,7 +121,14 @@ def measure(
     if what == "memory":
         return _in_loop(contestant, lambda: _memory(contestant, contestant.prepare(graph, bodies), gauge))
     # That is enough to see whether it does the shape right, and little next to the run itself.
-    check(contestant, shape(graph.name, min(graph.size, SMALL)))
+    small = shape(graph.name, min(graph.size, SMALL))
+    if what in {"durable", "reload"}:
+        check(contestant, small, _new_place())
+        if what == "reload":
+            return reload(contestant, shape(graph.name, graph.size + 1), shutil.copytree(RECORDED, _new_place() / "it"))
+        opened = durable(contestant).durable(graph, bodies, _new_place())
+        return _in_loop(contestant, lambda: _durable(opened))
+    check(contestant, small)
     began, began_cpu = time.perf_counter(), time.process_time()
     run = contestant.prepare(graph, bodies)
     built = {"build_wall": time.perf_counter() - began, "build_cpu": time.process_time() - began_cpu}
@@ -136,27 +157,40 @@ def _in_loop(contestant: Contestant, main: Callable[[], Awaitable[Found]]) -> Fo
     return asyncio.run(coroutine())
 
 
-def check(contestant: Contestant, graph: Shape) -> None:
+def _new_place() -> Path:
+    """Make a directory for what is written down: where we are, which is where the one who asks wants it."""
+    return Path(mkdtemp(dir=".")).resolve()
+
+
+def check(contestant: Contestant, graph: Shape, place: Path | None = None) -> None:
     """Run a graph twice, and see that every stage ran once each time, after those it waits for.
+
+    If there is a place to write that down, it is.
 
     Raises:
         Cannot: The contestant cannot do that.
         AssertionError: A stage did not.
     """
     log: list[int] = []
-    run = contestant.prepare(graph, [recording(contestant.LIBRARY, number, log) for number in range(len(graph))])
+    bodies = [recording(contestant.LIBRARY, number, log) for number in range(len(graph))]
+    opened: AbstractAsyncContextManager[Runnable]
+    if place is None:
+        opened = nullcontext(contestant.prepare(graph, bodies))
+    else:
+        opened = durable(contestant).durable(graph, bodies, place)
 
     async def twice() -> Found:
-        for _ in range(2):
-            log.clear()
-            await run()
-            done: set[int] = set()
-            for number in log:
-                if number in done or not done.issuperset(graph.dependencies[number]):
-                    raise AssertionError(f"stage {number} ran at the wrong time")
-                done.add(number)
-            if len(done) < len(graph):
-                raise AssertionError(f"{len(graph) - len(done)} stages did not run")
+        async with opened as run:
+            for _ in range(2):
+                log.clear()
+                await run()
+                done: set[int] = set()
+                for number in log:
+                    if number in done or not done.issuperset(graph.dependencies[number]):
+                        raise AssertionError(f"stage {number} ran at the wrong time")
+                    done.add(number)
+                if len(done) < len(graph):
+                    raise AssertionError(f"{len(graph) - len(done)} stages did not run")
         return {}
 
     _in_loop(contestant, twice)
@@ -181,7 +215,63 @@ def _at_once(contestant: Contestant, run: Runnable, many: int) -> Runnable:
     return nursed
 
 
-async def _time(run: Runnable, in_turn: int, *, collecting: bool) -> Found:
+async def _durable(opened: AbstractAsyncContextManager[Runnable]) -> Found:
+    """Time a run that is written down: the first one, for everybody, as it is in a program that has just been started.
+
+    That makes the log of the file longer, and those after it overwrite it, which takes a disk about half the time.
+    """
+    async with opened as run:
+        return await _time(run, 1, collecting=True, cold=0.0)
+
+
+def record(contestant: Contestant, graph: Shape, place: Path) -> None:
+    """Have a run written down that stops at its last stage.
+
+    Raises:
+        Cannot: The contestant cannot do that.
+    """
+    gate = Gate(is_open=False)
+    opened = durable(contestant).durable(graph, _gated(graph, gate), place)
+
+    async def stopping() -> Found:
+        async with opened as run:
+            try:
+                await run()
+            except Exception:
+                if gate.reached is None:
+                    raise
+        return {}
+
+    _in_loop(contestant, stopping)
+
+
+def reload(contestant: Contestant, graph: Shape, place: Path) -> Found:
+    """Go on with a run that is written down, and see when its last stage is reached.
+
+    Raises:
+        Cannot: The contestant cannot do that.
+        AssertionError: Others ran as well, or that one did not.
+    """
+    gate = Gate(is_open=True)
+    opened = durable(contestant).durable(graph, _gated(graph, gate), place)
+
+    async def going_on() -> Found:
+        async with opened as run:
+            gc.collect()
+            began, began_cpu = time.perf_counter(), time.process_time()
+            await run()
+        if gate.passed or gate.reached is None:
+            raise AssertionError(f"{gate.passed} stages ran again, or the last one did not")
+        return {"cpu": gate.reached[1] - began_cpu, "wall": gate.reached[0] - began}
+
+    return _in_loop(contestant, going_on)
+
+
+def _gated(graph: Shape, gate: Gate) -> list[Body]:
+    return [*[gate.before] * (len(graph) - 1), gate.last]
+
+
+async def _time(run: Runnable, in_turn: int, *, collecting: bool, cold: float = COLD) -> Found:
     """Time runs: the first one does not count, unless it takes so long that it has to be enough."""
     cpu: list[float] = []
     wall: list[float] = []
@@ -200,7 +290,7 @@ async def _time(run: Runnable, in_turn: int, *, collecting: bool) -> Found:
     await sample(1)
     runs = max(in_turn, int(LEAST / max(wall[0], 1e-6)))
     runs = max(1, min(runs, int(MOST / max(wall[0], 1e-6))))
-    if wall[0] < COLD:
+    if wall[0] < cold:
         del cpu[:], wall[:]
         spent = 0.0
         while spent < ENOUGH and len(wall) < 25:
@@ -244,12 +334,14 @@ async def _memory(contestant: Contestant, run: Runnable, gauge: Gauge) -> Found:
             nursery.start_soon(run)
             await _until_all_wait(gauge, trio.sleep)
             used = _traced() - before
+            tracemalloc.stop()  # nobody asks what it takes to end
             nursery.cancel_scope.cancel()
     else:
         before = _traced()
         task = asyncio.ensure_future(run())
         await _until_all_wait(gauge, asyncio.sleep)
         used = _traced() - before
+        tracemalloc.stop()
         for every in asyncio.all_tasks() - {asyncio.current_task()}:
             every.cancel()
         await asyncio.wait([task])

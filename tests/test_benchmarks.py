@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sqlite3
 import sys
 import xml.etree.ElementTree as ET
+from contextlib import closing
 from io import StringIO
 from pathlib import Path
 
@@ -36,7 +38,7 @@ from benchmarks import page, shapes, worker
 from benchmarks.bodies import Cannot, body
 from benchmarks.bounds import Bound, bounds
 from benchmarks.cases import Case, cases
-from benchmarks.contestant import CONTESTANTS, FLOORS, OURS, PEERS, load
+from benchmarks.contestant import COMMIT, CONTESTANTS, FLOORS, OURS, PEERS, load
 from benchmarks.figures import Figure, Results, Spread, spread
 from benchmarks.picture import draw
 from benchmarks.report import show
@@ -104,6 +106,34 @@ async def test_the_branches_of_a_fan_out_run_at_the_same_time(contestant: str, a
     assert trio.current_time() - began == pytest.approx(3 * 0.05)
 
 
+@pytest.mark.parametrize("contestant", [COMMIT.key, "stageflow"])
+def test_a_run_that_is_written_down_does_the_same(contestant: str, tmp_path: Path) -> None:
+    worker.check(load(contestant), shapes.chain(5), tmp_path)
+
+
+def test_the_floor_commits_each_stage_on_its_own(tmp_path: Path) -> None:
+    worker.check(load(COMMIT.key), shapes.chain(5), tmp_path)
+    with closing(sqlite3.connect(tmp_path / "floor.db")) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert connection.execute("SELECT run, count(*) FROM events GROUP BY run").fetchall() == [(0, 5), (1, 5)]
+
+
+def test_who_writes_nothing_down_says_so(tmp_path: Path) -> None:
+    with pytest.raises(Cannot, match="writes nothing down"):
+        worker.check(load("floor_loop"), shapes.chain(5), tmp_path)
+
+
+def test_a_run_that_was_written_down_is_gone_on_with_at_its_last_stage(tmp_path: Path) -> None:
+    ours, shape = load("stageflow"), shapes.chain(5)
+    worker.record(ours, shape, tmp_path)
+    assert worker.reload(ours, shape, tmp_path).keys() == {"cpu", "wall"}
+
+
+def test_a_run_that_begins_anew_is_no_reload(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="4 stages ran again"):
+        worker.reload(load("stageflow"), shapes.chain(5), tmp_path)
+
+
 def test_every_contestant_has_its_module_and_every_module_its_contestant() -> None:
     assert {path.stem for path in (PLACE / "contestants").glob("[!_]*.py")} == set(CONTESTANTS)
 
@@ -122,11 +152,12 @@ def test_a_plain_function_cannot_checkpoint() -> None:
 
 
 @pytest.mark.parametrize(("first", "then", "reason"), [(10, 20, "at a smaller size"), (20, 10, "longer than 0.01 s")])
-def test_whoever_takes_too_long_is_not_asked_for_more_but_for_less(first: int, then: int, reason: str) -> None:
+def test_whoever_takes_too_long_is_not_asked_for_more_but_for_less(
+    first: int, then: int, reason: str, tmp_path: Path
+) -> None:
     found = results()
-    plan = Plan(
-        [Case("time", "chain", first), Case("time", "chain", then)], 2, {"floor_loop": Path(sys.executable)}, 0.01
-    )
+    asked = [Case("time", "chain", first), Case("time", "chain", then)]
+    plan = Plan(asked, 2, {"floor_loop": Path(sys.executable)}, 0.01, tmp_path)
     Conductor(plan, found, lambda _: None).conduct()
     assert [figure.status for figure in found.figures] == ["timeout", "timeout"]
     assert found.figures[1].reason.endswith(reason)
@@ -175,6 +206,23 @@ def test_a_bound_holds_up_to_its_limit(ours: float, holds: bool) -> None:
     assert {other.holds for other in others} == {None}
 
 
+def test_what_is_written_down_is_compared_in_wall_time_and_reloaded_in_milliseconds() -> None:
+    found = results()
+    chain, reload = Case("durable", "chain", 1000, "give"), Case("reload", "chain", 10_000, "give")
+    found.cases += [chain, reload]
+    for contestant, cpu, wall in (("stageflow", 4.0, 3.0), (COMMIT.key, 1.0, 2.0)):
+        found.figures.append(Figure(chain.key, contestant, 0, values={"cpu": cpu, "wall": wall}))
+    found.figures.append(Figure(reload.key, "stageflow", 0, values={"cpu": 0.25, "wall": 0.5}))
+    shown = {bound.what: (bound.found, bound.holds) for bound in bounds(found) if bound.found is not None}
+    assert shown == {
+        "durable chain of 1,000": (Spread(1.5, 1.5, 1.5), True),
+        "reload of 10,000 stages": (Spread(250.0, 250.0, 250.0), False),
+    }
+    assert "| **stageflow** | 3,000 | 4,000 |" in page.write(found)["durable"]
+    texts = {"".join(element.itertext()) for element in ET.fromstring(draw(found)).iter() if element.text}
+    assert {"durable chain of 1,000, to (f)", "reload of 10,000 stages"} <= texts
+
+
 def test_whatever_leaks_breaks_its_bound() -> None:
     assert Bound("cancel", "floor", 1.3, Spread(1.0, 1.0, 1.0), note="leaked 3").holds is False
 
@@ -214,7 +262,7 @@ def test_a_peer_that_was_not_measured_is_in_the_report_with_the_reason() -> None
 def test_an_environment_that_could_not_be_made_says_why(tmp_path: Path) -> None:
     (tmp_path / "dask.log").write_text("Collecting\nERROR: No matching distribution found for dask\n")
     found, absent = pythons(tmp_path)
-    assert list(found) == HERE
+    assert list(found) == [*(floor.key for floor in FLOORS), COMMIT.key, OURS.key]
     assert absent["dask"] == "could not be installed: No matching distribution found for dask"
     assert absent["prefect"] == "not asked for"
 

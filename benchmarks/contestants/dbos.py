@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from benchmarks.bodies import Body
     from benchmarks.contestant import Runnable
@@ -32,6 +34,10 @@ def prepare(shape: Shape, bodies: Sequence[Body]) -> Runnable:
     return run
 
 
+def durable(shape: Shape, bodies: Sequence[Body], place: Path) -> AbstractAsyncContextManager[Runnable]:
+    return nullcontext(prepare(shape, bodies))  # in a place of its own, since it is launched only once
+
+
 @functools.cache
 def _launched() -> Any:
     """Start DBOS, once: its workflows are declared before that, hence one for whatever is prepared."""
@@ -40,8 +46,8 @@ def _launched() -> Any:
     dbos(config={"name": "benchmarks", "system_database_url": url, "run_admin_server": False, "log_level": "ERROR"})
 
     @dbos.step()  # type: ignore[untyped-decorator]
-    async def step(prepared: int, stage: int) -> None:
-        await PREPARED[prepared][1][stage]()
+    async def step(prepared: int, stage: int) -> object:
+        return await PREPARED[prepared][1][stage]()
 
     @dbos.workflow()  # type: ignore[untyped-decorator]
     async def workflow(prepared: int) -> None:
