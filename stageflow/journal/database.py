@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import time
 import zlib
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -91,6 +92,7 @@ class Database:
         self._path = path
         self._read_only = read_only
         self._lease = lease
+        self._patience = patience
         self._holder = new_holder()
         self._held: dict[Lease, _Held] = {}
         where = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
@@ -100,6 +102,20 @@ class Database:
         except BaseException:
             self._connection.close()
             raise
+
+    def _switch_to_wal(self) -> None:
+        """Has the file keep a log. SQLite does not wait for others that do the same just now, so this does."""
+        until = time.monotonic() + self._patience
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                busy = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+                if not busy or time.monotonic() >= until:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
 
     def close(self) -> None:
         """Gives all runs out of hand, and closes the file."""
@@ -113,7 +129,7 @@ class Database:
         """Sees whether the file is a store, of which version, and makes it one of this version."""
         connection = self._connection
         if not self._read_only:
-            connection.execute("PRAGMA journal_mode = WAL")
+            self._switch_to_wal()
             connection.execute("PRAGMA synchronous = FULL")
         connection.execute("SELECT count(*) FROM sqlite_master")  # raises if it is no file of SQLite
         if sqlite3.sqlite_version_info < (3, 35):

@@ -211,6 +211,20 @@ class StageSettled:
     tolerated: bool = False
     partly: bool = False
 
+    @property
+    def plain(self) -> bool:
+        """Whether the stage succeeded, and there is nothing else to say of it; as of almost all."""
+        flags = self.after_cancel or self.recoverable or self.tolerated or self.partly
+        said = self.error or self.cause or self.items or self.overran or self.source or self.waited or flags
+        unsaid = self.partial is None and self.began is None and self.limit is None
+        return (
+            unsaid
+            and not said
+            and self.state is StageState.SUCCEEDED
+            and self.started is not None
+            and self.ended is not None
+        )
+
 
 @final
 @attrs.frozen(kw_only=True)
@@ -380,6 +394,9 @@ def _converter() -> cattrs.Converter:
 
 def write_event(event: Event) -> tuple[str, str]:
     """Gives the kind of an event and its body, as they are kept."""
+    if isinstance(event, StageSettled) and event.plain:  # cattrs gives the same, but there is one for every stage
+        times = f'"started":{event.started!r},"ended":{event.ended!r}'
+        return "stage_settled", f'{{"state":"succeeded","attempts":{event.attempts},{times}}}'
     return _NAMES[type(event)], _DUMPS(_converter().unstructure(event))
 
 

@@ -49,24 +49,11 @@ def record_of(
             None if stage.value is None else StageOutput(StageStatus.OK, read(stage.value)),
             place=stage.place,
         )
-        if event.cause is not None or not _is_plain(event):
+        if not event.plain:
             _settle(record, event, started, read)
     if stage.earlier:
         record.more.earlier = tuple(_attempt(attempt, started) for attempt in stage.earlier)
     return record
-
-
-def _is_plain(event: StageSettled) -> bool:
-    """Whether a stage just succeeded, and nothing else is known of that."""
-    return event.state is StageState.SUCCEEDED and not (
-        event.partial
-        or event.began
-        or event.waited
-        or event.items
-        or event.overran
-        or event.after_cancel
-        or event.limit
-    )
 
 
 def _settle(record: StageRecord, event: StageSettled, started: float, read: Callable[[str], Any]) -> None:

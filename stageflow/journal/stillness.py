@@ -25,16 +25,21 @@ class Stillness:
         self._holders = 0
         self._before = math.inf
 
+    @property
+    def jumps(self) -> bool:
+        """Whether it is a clock that jumps."""
+        return hasattr(self._clock, "autojump_threshold")
+
     def begin(self) -> None:
         """Keeps the clock still from here on."""
-        if self._holders == 0 and hasattr(self._clock, "autojump_threshold"):
+        if self._holders == 0 and self.jumps:
             self._before, self._clock.autojump_threshold = self._clock.autojump_threshold, math.inf
         self._holders += 1
 
     def end(self) -> None:
         """Lets it go again, if nobody else keeps it still."""
         self._holders -= 1
-        if self._holders == 0 and hasattr(self._clock, "autojump_threshold"):
+        if self._holders == 0 and self.jumps:
             self._clock.autojump_threshold = self._before
 
 
