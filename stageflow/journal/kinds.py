@@ -280,7 +280,7 @@ def _enum_writer(kind: Any) -> WriteHook:
 
 def _enum_reader(kind: Any) -> ReadHook:
     if issubclass(kind, enum.Flag):
-        return lambda tree, reading: kind(reading.part(tree, ".value"))
+        return functools.partial(_read_flags, kind)
 
     def read(tree: Any, _: Reading) -> Any:
         if tree not in kind.__members__:
@@ -288,6 +288,14 @@ def _enum_reader(kind: Any) -> ReadHook:
         return kind.__members__[tree]
 
     return read
+
+
+def _read_flags(kind: Any, tree: Any, reading: Reading) -> Any:
+    value = reading.part(tree, ".value")
+    found = kind(value)
+    if found.value != value:  # Python 3.11.2, for one, drops the bits that it does not know
+        raise ValueError(f"{value!r} is no combination of {kind.__qualname__}")
+    return found
 
 
 # Builtins
