@@ -14,8 +14,18 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
 
-from stageflow import ContextSnapshot, FrozenDict, FrozenList, Pipeline, PipelineContext, StageContext
+from stageflow import (
+    ContextSnapshot,
+    FrozenDict,
+    FrozenList,
+    Pipeline,
+    PipelineContext,
+    StageContext,
+    StageExecutionError,
+    open_store,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -148,3 +158,25 @@ def test_the_work_is_linear(step: Callable[[dict[str, Any]], object]) -> None:
 
     small, large = MESSAGES // 10, MESSAGES // 2
     assert calls(large) <= 1.1 * (large / small) * calls(small) + 100
+
+
+def test_a_store_takes_at_most_a_tenth_more_than_the_texts_themselves(tmp_path: Path) -> None:
+    seen: list[ContextSnapshot] = []
+
+    async def fail(ctx: StageContext) -> None:
+        seen.append(ctx.snapshot)
+        if len(seen) == 1:
+            raise ValueError("not yet")
+
+    snapshot = ContextSnapshot(state(MESSAGES, DOCUMENTS))
+    pipeline = Pipeline("p").with_stage("fail", fail)
+
+    async def main() -> None:
+        async with open_store(f"sqlite:{tmp_path / 'runs.db'}") as store:
+            with pytest.raises(StageExecutionError):
+                await pipeline.run(PipelineContext(run_id="r", snapshot=snapshot), store=store)
+            await pipeline.build().resume("r", store=store)
+
+    trio.run(main)
+    assert seen[1] == snapshot
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= 1.1 * payload(snapshot)

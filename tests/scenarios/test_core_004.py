@@ -1,14 +1,20 @@
-"""CORE-004: a hundred thousand run ids are unique, and in the order of time."""
+"""CORE-004: a hundred thousand run ids are unique, and in the order of time; in one store, none is used twice."""
 
 from __future__ import annotations
 
 import threading
 import time
 import uuid
+from typing import TYPE_CHECKING
 
-from stageflow import Pipeline, PipelineContext
+import pytest
+
+from stageflow import Pipeline, PipelineContext, RunExistsError, open_store
 from stageflow.context.ids import new_run_id
 from tests.stages import gives
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_a_hundred_thousand_ids_are_unique_and_sorted_as_they_were_drawn() -> None:
@@ -48,3 +54,18 @@ async def test_every_run_of_one_description_has_an_id_of_its_own_unless_it_names
     assert len(set(ids)) == 1_000
     assert ids == sorted(ids)
     assert (await graph.run(PipelineContext(run_id="mine"))).run_id == "mine"
+
+
+@pytest.mark.parametrize("where", ["memory:", "sqlite:{}/runs.db"])
+async def test_a_thousand_collisions_in_one_store_are_refused_and_leave_the_run_as_it_was(
+    where: str, tmp_path: Path
+) -> None:
+    graph = Pipeline("p").with_stage("s", gives()).build()
+    async with open_store(where.format(tmp_path)) as store:
+        await graph.run(PipelineContext(run_id="mine"), store=store)
+        before = (await store.read("mine", tenant=None)).entries
+        for number in range(1_000):
+            with pytest.raises(RunExistsError):
+                await graph.run(PipelineContext(run_id="mine", tenant=f"tenant {number % 2}"), store=store)
+        assert (await store.read("mine", tenant=None)).entries == before
+        assert len(await store.runs()) == 1

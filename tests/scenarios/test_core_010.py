@@ -1,4 +1,4 @@
-"""CORE-010: a tenant that reaches for another's run, child, artifact or key is refused. Here, in memory."""
+"""CORE-010: a tenant that reaches for another's run, child, artifact or key is refused, in memory and in a store."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from stageflow import (
     StageContext,
     StageExecutionError,
     TenantMismatchError,
+    open_store,
     run_stage,
 )
 from stageflow.interceptors import IdempotencyInterceptor
@@ -21,6 +22,7 @@ from tests.stages import gives
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 PAIRS = [("a", "b"), ("b", "a"), ("a", None), (None, "b")]
 """Whose it is, and who reaches for it; no tenant is one as well."""
@@ -102,3 +104,24 @@ async def test_a_key_of_another_leads_to_nothing_of_theirs(owner: str | None, te
         results = await pipeline.run(PipelineContext(tenant=who, run_id="same"))
         assert results["s"]["for"] == who
     assert len(keys) == len(set(keys)) == 2
+
+
+@pytest.mark.parametrize("where", ["memory:", "sqlite:{}/runs.db"])
+@pytest.mark.parametrize(("owner", "tenant"), PAIRS)
+async def test_a_run_in_a_store_is_its_tenants_alone(
+    owner: str | None, tenant: str | None, where: str, tmp_path: Path
+) -> None:
+    graph = Pipeline("p").with_stage("s", gives(secret=2)).build()
+    async with open_store(where.format(tmp_path)) as store:
+        await graph.run(PipelineContext(run_id="r", tenant=owner), store=store)
+        for reach in (
+            lambda: store.read("r", tenant=tenant),
+            lambda: graph.resume("r", store=store, tenant=tenant),
+            lambda: graph.plan_resume("r", store=store, tenant=tenant),
+            lambda: graph.fork("r", from_stage="s", store=store, tenant=tenant),
+        ):
+            with pytest.raises(TenantMismatchError):
+                await reach()
+        assert list(await store.runs(tenant=tenant)) == []
+        assert list(await store.prune(older_than=-1, tenant=tenant)) == []
+        assert [info.run_id for info in await store.runs(tenant=owner)] == ["r"]
