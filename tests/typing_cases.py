@@ -14,7 +14,11 @@ import trio
 from stageflow import (
     Attempt,
     Breaks,
+    Cause,
     Change,
+    Compensation,
+    CompensationRecord,
+    CompensationStatus,
     ContextSnapshot,
     ContractViolation,
     Delta,
@@ -29,8 +33,10 @@ from stageflow import (
     PipelineContext,
     PipelineResults,
     ProcessContext,
+    ResumePlan,
     Retry,
     Run,
+    RunInfo,
     RunStatus,
     Stage,
     StageContext,
@@ -39,8 +45,14 @@ from stageflow import (
     StageOutput,
     StageRecord,
     StageTimeoutError,
+    Store,
+    Transaction,
+    UndoRecord,
+    UndoState,
     compatibility,
+    open_store,
     optional,
+    register_journal_type,
     run_stage,
     stage,
 )
@@ -225,6 +237,44 @@ async def what_a_run_gives(graph: StageGraph) -> None:
     assert_type(await run_stage(outputs, inputs={"fetch": {"rows": [1]}}), StageOutput)
     await graph.run(3)  # type: ignore[arg-type]
     graph.open("x")  # type: ignore[arg-type]
+
+
+async def what_a_store_gives(graph: StageGraph, ctx: StageContext) -> None:
+    async with open_store("sqlite:runs.db", lease=5) as store:
+        assert_type(store, Store)
+        assert_type(await graph.run(store=store), PipelineResults)
+        assert_type(await graph.resume("r", store=store, on_change="rerun"), PipelineResults)
+        assert_type(await graph.fork("r", from_stage="a", store=store), PipelineResults)
+        plan = await graph.plan_resume("r", store=store)
+        assert_type(plan, ResumePlan)
+        assert_type(list(await store.runs()), list[RunInfo])
+        await graph.resume("r")  # type: ignore[call-arg]
+        await graph.run(store="runs.db")  # type: ignore[arg-type]
+    assert_type(ctx.transaction(), Transaction)
+    ctx.transaction().execute("INSERT INTO t VALUES (?)", (1,))
+    register_journal_type(Page, lambda page: page.title, Page)
+    open_store(3)  # type: ignore[arg-type]
+
+
+async def undo(ctx: StageContext, output: StageOutput | None) -> None:
+    assert_type(ctx.cause, Cause | None)
+
+
+def undo_in_a_thread(ctx: StageContext, output: StageOutput | None) -> None: ...
+
+
+def what_is_undone(results: PipelineResults, error: StageTimeoutError, run: Run) -> None:
+    Pipeline("p", compensate_on={"fail"}).with_stage("a", outputs, compensate=undo, pivot=True)
+    Pipeline("p").with_stage("a", outputs, compensate=Compensation(undo, timeout=5, best_effort=True))
+    Pipeline("p").with_stage("a", outputs, compensate=undo_in_a_thread)  # type: ignore[arg-type]
+    assert_type(results.compensation, CompensationRecord | None)
+    assert_type(error.compensation, CompensationRecord | None)
+    if results.compensation is not None:
+        assert_type(results.compensation.status, CompensationStatus)
+        assert_type(results.compensation.undos, Mapping[str, UndoRecord])
+        assert_type(results.compensation.of(UndoState.FAILED), tuple[str, ...])
+    run.cancel_branch("a", "no", compensate=True)
+    StageOutput.cancel_branch("no", compensate=True)
 
 
 def what_is_frozen(context: PipelineContext, ctx: StageContext, output: StageOutput) -> None:
