@@ -62,7 +62,7 @@ class World:
     Attributes:
         log: What has happened in it.
         contexts: The contexts of the undos that were called, by stage.
-        broken: What is wrong with stages for now.
+        broken: What is wrong with stages at the moment.
         mended: Whether no undo fails any more.
     """
 
