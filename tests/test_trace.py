@@ -16,8 +16,10 @@ from rich.console import Console
 from trio.testing import MockClock
 
 from stageflow import (
+    Compensation,
     Pipeline,
     PipelineContext,
+    Retry,
     Run,
     StageContext,
     StageOutput,
@@ -287,6 +289,30 @@ async def test_a_cancelled_run_names_who_cancelled_it(autojump_clock: MockClock)
            a cancel scope around the run was cancelled · partial: begun
         join  – skipped    a cancel scope around the run was cancelled
     """)
+
+
+async def test_what_was_undone_is_a_part_of_its_own(autojump_clock: MockClock) -> None:
+    async def undo(ctx: StageContext, output: StageOutput | None) -> None:
+        await trio.sleep(0.25)
+        if ctx.stage == "hotel":
+            raise ConnectionError("nobody answers")
+
+    twice = Compensation(undo, retry=Retry(attempts=2))
+    pipeline = (
+        Pipeline("trip")
+        .with_stage("flight", sleeps(1), compensate=undo)
+        .with_stage("hotel", sleeps(1), after="flight", compensate=twice)
+        .with_stage("car", sleeps(1), after="flight", compensate=undo)
+        .with_stage("pay", sleeps(1, StageOutput.fail("no money")), after=["hotel", "car"])
+    )
+    assert (await drawn_run(pipeline)).partition("\n\nC")[2] == picture(
+        """
+        ompensation  ✗ compensation failed
+        hotel   ✗ failed  500 ms · attempt 2 · ConnectionError: nobody answers
+        car     ✓ undone  250 ms
+        flight  ⊘ held  'hotel', which used it, is still there
+        """
+    )
 
 
 async def test_a_thousand_siblings_fold_and_what_did_not_succeed_stays(autojump_clock: MockClock) -> None:
