@@ -18,7 +18,7 @@ from stageflow.journal.book import Book
 from stageflow.journal.codec import Undecodable, Unstorable, decode, encode
 from stageflow.journal.events import RunEnded, RunResumed, StageSettled, write_event
 from stageflow.journal.history import scope_within
-from stageflow.journal.plan import ResumePlan, refuse_if_blocked, resets
+from stageflow.journal.plan import Action, ResumePlan, refuse_if_blocked, resets
 from stageflow.journal.resume import Policy, describe, load, plan_of
 from stageflow.journal.scribe import Scribe
 from stageflow.journal.store import Batch, Entry, Lease, NewRun, Store
@@ -44,10 +44,10 @@ def beginning(store: Store) -> Begin:
 
     async def begin(graph: Graph, context: PipelineContext) -> Execution:
         if graph.admits is not None:  # what is kept is what the stages see
-            context = _with(context, data=graph.admits(context.data))
+            context = attrs.evolve(context, data=graph.admits(context.data))
         run_id = context.run_id or new_run_id()
         return await _begin(
-            graph, _with(context, run_id=run_id), store, Scribe(Book(store, run_id, Policy()), "", run_id)
+            graph, attrs.evolve(context, run_id=run_id), store, Scribe(Book(store, run_id, Policy()), "", run_id)
         )
 
     return begin
@@ -81,10 +81,6 @@ async def _made(graph: Graph, context: PipelineContext, scribe: Scribe) -> Execu
     except BaseException:
         await scribe.book.close()  # noqa: ASYNC102  # shielded
         raise
-
-
-def _with(context: PipelineContext, **changes: Any) -> PipelineContext:
-    return attrs.evolve(context, **changes)
 
 
 async def plan_resume(
@@ -191,7 +187,6 @@ def forking(
     async def begin(graph: Graph, _: PipelineContext) -> Execution:
         if from_stage not in graph.stages:
             raise UnknownStageError(from_stage, graph.stages, where="fork(from_stage=...)")
-        log = await store.read(run_id, tenant=tenant)
         history, blobs = (await load(store, run_id, tenant=tenant))[1:]
         history.ended = None  # whether it was over does not matter to the fork
         # What was undone is not there any more, so nothing can be built on it.
@@ -206,15 +201,14 @@ def forking(
         )
         plan = plan_of(kept, graph, blobs, run_id, policy)
         refuse_if_blocked(plan)
-        keeps = tuple(name for name in plan.values if name in kept.stages)
-        keeps += tuple(name for name in kept.stages if name not in keeps and plan.steps[name].action.value == "reuse")
+        keeps = tuple(name for name in plan.of(Action.REUSE) if name in kept.stages)
         context = _context_of(history, blobs, run_id, tenant)
-        context = _with(context, run_id=fork_id or new_run_id(), correlation_id=context.correlation_id or run_id)
+        context = attrs.evolve(context, run_id=fork_id or new_run_id(), correlation_id=context.correlation_id or run_id)
         assert context.run_id is not None
         book = Book(store, context.run_id, policy, blobs)
         scribe = Scribe(book, "", context.run_id, kept.select(keeps, later=0.0), plan.values)
         scribe.began_at = began_at
-        return await _begin(graph, context, store, scribe, (run_id, len(log.entries), keeps))
+        return await _begin(graph, context, store, scribe, (run_id, history.length, keeps))
 
     return begin
 

@@ -247,7 +247,7 @@ class Execution:
                 await self._compensate()
         finally:
             self.collector.ended = trio.current_time()
-            self.collector.status = self._status()
+            self.collector.status = self.status_so_far
             if self.scribe is not None:
                 from stageflow.engine.recorded import close  # noqa: PLC0415
 
@@ -260,11 +260,6 @@ class Execution:
         if self.collector.status is RunStatus.INTERRUPTED:
             await checkpoint_if_cancelled()
 
-    @property
-    def status_so_far(self) -> RunStatus:
-        """What the run has come to, when all stages have settled, and it is not over."""
-        return self._status()
-
     async def _compensate(self) -> None:
         """Undoes what was done, if the run has come to that.
 
@@ -274,12 +269,14 @@ class Execution:
         from stageflow.engine.saga import compensate  # noqa: PLC0415  # few runs come to that
 
         try:
-            await compensate(self, self._status())
+            await compensate(self, self.status_so_far)
         except trio.Cancelled:
             self.verdict, self.ending, self.trunk.interrupted = None, None, True
             raise
 
-    def _status(self) -> RunStatus:
+    @property
+    def status_so_far(self) -> RunStatus:
+        """What the run has come to, when all stages have settled."""
         if self.lost is not None and not self.trunk.interrupted:
             return RunStatus.FAILED
         if isinstance(self.verdict, StageRecord) and self.verdict.error is not None:

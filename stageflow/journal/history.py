@@ -209,6 +209,7 @@ class RunHistory:
         graphs: Those of all that it had so far.
         names: What its stages are called now, by the names that they had before.
         dropped: What is known of stages that are no longer there, which whoever resumed it has left out.
+        length: How many events were read of it, if it is no run within another.
         taken: Whether it was gone on with.
         compensation: Why it was undone, if that has begun.
         compensated: How that has ended, if it has.
@@ -226,6 +227,7 @@ class RunHistory:
         "ended",
         "graph",
         "graphs",
+        "length",
         "names",
         "resumed",
         "stages",
@@ -248,6 +250,7 @@ class RunHistory:
         self.graphs: tuple[str, ...] = ()
         self.names: dict[str, str] = {}
         self.dropped: dict[str, StageHistory] = {}
+        self.length: int = 0
         self.taken: bool = False
         self.compensation: CompensationStarted | None = None
         self.compensated: CompensationStatus | None = None

@@ -105,6 +105,7 @@ async def load(store: Store, run_id: str, *, tenant: str | None) -> tuple[RunInf
     if own.started is None:
         raise StoreError(f"the journal of run {run_id} is damaged: it does not begin with a beginning", run_id=run_id)
     if own.started.base is None:
+        own.length = len(log.entries)
         return log.info, own, blobs
     chain: list[tuple[RunStarted, Sequence[Entry]]] = []
     begun: RunStarted | None = own.started
@@ -119,6 +120,7 @@ async def load(store: Store, run_id: str, *, tenant: str | None) -> tuple[RunInf
     for begun, entries in reversed(chain):
         before = 0.0 if history.started is None else history.started.began_at
         history = fold(entries, history.select(begun.keeps, later=begun.began_at - before))
+    history.length = len(log.entries)
     return log.info, history, blobs
 
 
