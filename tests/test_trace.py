@@ -308,8 +308,8 @@ async def test_what_was_undone_is_a_part_of_its_own(autojump_clock: MockClock) -
     assert (await drawn_run(pipeline)).partition("\n\nC")[2] == picture(
         """
         ompensation  ✗ compensation failed
-        hotel   ✗ failed  500 ms · attempt 2 · ConnectionError: nobody answers
         car     ✓ undone  250 ms
+        hotel   ✗ failed  500 ms · attempt 2 · ConnectionError: nobody answers
         flight  ⊘ held  'hotel', which used it, is still there
         """
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 from rich.cells import cell_len
@@ -35,11 +36,11 @@ _STATUS_LOOKS: Final = {
 
 
 def draw_compensation(record: CompensationRecord, width: int) -> Iterator[Text]:
-    """Draws what was undone; if that is too much, first what was not."""
+    """Draws what was undone, in order of time; if that is too much, first what was not."""
     glyph, style = _STATUS_LOOKS[record.status]
     yield Text()
     yield Text.assemble(("Compensation", "bold"), "  ", (f"{glyph} {record.status.value}", style), no_wrap=True)
-    undos = list(record.undos.values())
+    undos = sorted(record.undos.values(), key=_begun)
     if len(undos) > _LINES:
         ranks = list(_LOOKS)
         undos.sort(key=lambda undo: ranks.index(undo.state))
@@ -49,6 +50,12 @@ def draw_compensation(record: CompensationRecord, width: int) -> Iterator[Text]:
         yield _line(undo, names)
     if len(undos) > len(shown):
         yield Text(f"… {len(undos) - len(shown):,} more", "italic")
+
+
+def _begun(undo: UndoRecord) -> tuple[float, str]:
+    """When it was begun with. Those of one instant are sorted by name: Trio wakes them in any order."""
+    began = undo.ended if undo.started is None else undo.started
+    return math.inf if began is None else began, undo.stage
 
 
 def _line(undo: UndoRecord, names: int) -> Text:
