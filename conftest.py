@@ -1,5 +1,7 @@
 """Run the Python in README.md and docs/: the blocks of one page are one script, read from top to bottom."""
 
+import signal
+
 import pytest
 from sybil import Sybil
 from sybil.integration.pytest import SybilItem
@@ -21,3 +23,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     in_order = sorted((item for _, item in blocks), key=lambda item: (item.example.path, item.example.line))
     for (slot, _), item in zip(blocks, in_order, strict=True):
         items[slot] = item
+
+
+def pytest_configure() -> None:
+    """Let the tests interrupt processes also when run in the background by a shell, which has them ignore SIGINT."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
