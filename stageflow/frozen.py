@@ -133,13 +133,13 @@ _Pending = list[tuple[Any, Any]]  # (shell, what it is to hold)
 
 def _shell(value: Any, memo: dict[int, Any], pending: _Pending) -> Any:
     kind = cast("Any", type(value))
-    if kind in _LEAVES:
-        return value
     if kind is dict or kind is list:
-        if id(value) not in memo:
-            memo[id(value)] = FrozenDict[Any, Any]() if kind is dict else FrozenList[Any]()
-            pending.append((memo[id(value)], value))
-        return memo[id(value)]
+        shell: Any = memo.get(id(value))
+        if shell is None:
+            cls: Any = FrozenDict if kind is dict else FrozenList
+            shell = memo[id(value)] = cls.__new__(cls)  # empty, for less than calling it
+            pending.append((shell, value))
+        return shell
     if kind is set:
         return frozenset(value)
     if kind is tuple:
@@ -152,7 +152,12 @@ def _fill_all(memo: dict[int, Any], pending: _Pending) -> None:
     while pending:
         shell, source = pending.pop()
         if type(shell) is FrozenDict:
-            for key, value in source.items():
-                _plain_dict.__setitem__(shell, key, _shell(value, memo, pending))
+            _plain_dict.update(shell, source)
+            if not _LEAVES.issuperset(map(type, source.values())):
+                for key, value in source.items():
+                    if type(value) not in _LEAVES:
+                        _plain_dict.__setitem__(shell, key, _shell(value, memo, pending))
         else:
-            _plain_list.__setitem__(shell, slice(None), [_shell(value, memo, pending) for value in source])
+            flat = _LEAVES.issuperset(map(type, source))
+            parts = source if flat else [_shell(value, memo, pending) for value in source]
+            _plain_list.__setitem__(shell, slice(None), parts)

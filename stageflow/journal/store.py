@@ -50,7 +50,7 @@ class Entry:
 
 
 @final
-@attrs.frozen(kw_only=True)
+@attrs.define(kw_only=True)  # not frozen: likewise
 class Batch:
     """What is appended as one: all of it, or nothing.
 
