@@ -58,6 +58,11 @@ _INFO: Final = (
     f"lease_until > {_NOW}, recoveries, base, compensation, blobs, checksum FROM stageflow_runs"
 )  # no index but that of run_id: what an index that is damaged leaves out, nobody misses
 
+_NUMBERED: Final = (
+    f"UPDATE stageflow_runs SET last_seq = last_seq + ?, changed_at = {_NOW}, lease_until = {_NOW} + ? "
+    "WHERE id = ? AND epoch = ? RETURNING last_seq"
+)
+
 
 @final
 @attrs.define(eq=False)
@@ -97,6 +102,7 @@ class Database:
         self._held: dict[Lease, _Held] = {}
         where = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
         self._connection = sqlite3.connect(where, uri=True, timeout=patience, isolation_level=None)
+        self._transaction = _Transaction(self._connection)
         try:
             self._prepare()
         except BaseException:
@@ -144,7 +150,7 @@ class Database:
             return
         if self._read_only:
             raise StoreError(f"the store {self._path} is of an older version, or none; open it once for writing")
-        with self._transaction():
+        with self._transaction:
             version = _version_of(connection)  # another process may have been first
             for migration in MIGRATIONS[version:]:
                 for statement in migration.split(";"):
@@ -156,7 +162,7 @@ class Database:
     def create(self, run: NewRun, batch: Batch) -> Lease:
         """Begins a run."""
         lease = Lease(run_id=run.run_id, tenant=run.tenant, holder=self._holder, epoch=1)
-        with self._transaction():
+        with self._transaction:
             try:
                 cursor = self._connection.execute(
                     "INSERT INTO stageflow_runs (run_id, pipeline, tenant, status, began_at, changed_at, last_seq, "
@@ -175,7 +181,7 @@ class Database:
 
     def acquire(self, run_id: str, tenant: str | None) -> Lease:
         """Takes a run in hand."""
-        with self._transaction():
+        with self._transaction:
             row = self._find(run_id)
             run, owner, holder, epoch, held = row[0], row[3], row[8], row[9], row[10]
             check_tenant(run_id, tenant, owner)
@@ -211,7 +217,7 @@ class Database:
                 errors[number] = StoreError("the run has ended, or was given out of hand", run_id=lease.run_id)
         last = len(jobs) - 1 if jobs[-1][1].statements else None
         try:
-            with self._transaction():
+            with self._transaction:
                 for lease, numbers in by_lease.items():
                     held = self._held[lease]
                     ordinary = [jobs[number][1] for number in numbers if number != last]
@@ -270,16 +276,15 @@ class Database:
             LeaseLostError: The run belongs to another process.
         """
         lease, run = held.lease, held.run
-        entries = [entry for batch in batches for entry in batch.entries]
-        states = {key: state for batch in batches for key, state in batch.states.items()}
-        row = self._connection.execute(
-            f"UPDATE stageflow_runs SET last_seq = last_seq + ?, changed_at = {_NOW}, lease_until = {_NOW} + ? "
-            "WHERE id = ? AND epoch = ? RETURNING last_seq",
-            (len(entries), self._lease, run, lease.epoch),
-        ).fetchall()
+        entries: list[Entry] = []
+        states: dict[tuple[str, str], tuple[str, int]] = {}
+        for batch in batches:
+            entries += batch.entries
+            states.update(batch.states)
+        row = self._connection.execute(_NUMBERED, (len(entries), self._lease, run, lease.epoch)).fetchall()
         if not row:
             raise LeaseLostError(lease.run_id, holder=_holder_of(self._connection, run))
-        first = row[0][0] - len(entries) + 1
+        first: int = row[0][0] - len(entries) + 1
         self._connection.executemany(
             "INSERT INTO stageflow_events VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             [
@@ -368,7 +373,7 @@ class Database:
 
     def prune(self, older_than: float, tenant: str | None, *, dry_run: bool) -> list[RunInfo]:
         """Removes runs."""
-        with self._transaction():
+        with self._transaction:
             done = CompensationStatus.COMPENSATED.value
             ended = [status.value for status in RunStatus if status.ended]
             rows = self._connection.execute(
@@ -428,17 +433,33 @@ class Database:
         failed.__cause__ = error
         return failed
 
-    @contextmanager
-    def _transaction(self) -> Generator[None]:
-        """A transaction that is committed if the block ends well, and otherwise taken back."""
+
+@final
+class _Transaction:
+    """A transaction that is committed if the block ends well, and otherwise taken back. One after the other."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
-            yield
-            self._connection.execute("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+        except BaseException:  # which may have begun nevertheless
+            self._take_back()
             raise
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            if kind is None:
+                self._connection.execute("COMMIT")
+        finally:
+            self._take_back()
+
+    def _take_back(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
 
 
 def _version_of(connection: sqlite3.Connection) -> int:

@@ -274,20 +274,20 @@ class SQLiteStore:
         self._tell(self._opened.set)
         try:
             while (jobs := self._next(database, lease / 3)) is not None:
-                for together in jobs:
-                    if isinstance(together, _Call):
-                        self._do(database, together)
-                        self._tell(self._answer, [together])
-                    else:
-                        self._write(database, together)
-                        self._tell(self._answer, together)
+                appends, call = jobs
+                if appends:
+                    self._write(database, appends)
+                    self._tell(self._answer, appends)
+                if call is not None:
+                    self._do(database, call)
+                    self._tell(self._answer, [call])
         finally:
             with suppress(sqlite3.Error):  # whoever has a lease loses it in time
                 database.close()
             self._tell(self._ended.set)
 
-    def _next(self, database: Database, every: float) -> list[_Call | list[_Append]] | None:
-        """Waits for something to do, and takes all there is; what can be written together is together.
+    def _next(self, database: Database, every: float) -> tuple[list[_Append], _Call | None] | None:
+        """Waits for something to do, and takes all there is: what can be written together, and then something else.
 
         While there is nothing, it says from time to time of the runs in hand that they are.
         """
@@ -298,24 +298,20 @@ class SQLiteStore:
                     if lease.on_lost is not None:
                         self._tell(lease.on_lost, error)
             job = self._get(every)
-        jobs: list[_Call | list[_Append]] = []
+        together: list[_Append] = []
         room = _TOGETHER
-        while job is not None:
-            if isinstance(job, _Call):
-                jobs.append(job)
-                return jobs
-            if jobs:
-                cast("list[_Append]", jobs[-1]).append(job)
-            else:
-                jobs.append([job])
+        while isinstance(job, _Append):
+            together.append(job)
             room -= len(job.batch.entries)
             if job.batch.statements or room <= 0 or self._queue.empty():
-                return jobs
+                return together, None
             job = self._queue.get()
-        if not jobs:
+        if job is not None:
+            return together, job
+        if not together:
             return None
         self._queue.put(None)  # seen again, when these are done
-        return jobs
+        return together, None
 
     def _get(self, timeout: float) -> _Append | _Call | _Idle | None:
         try:

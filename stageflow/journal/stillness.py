@@ -16,19 +16,19 @@ __all__ = ["Stillness", "stillness"]
 
 @final
 class Stillness:
-    """How many in this run of Trio keep its clock still."""
+    """How many in this run of Trio keep its clock still.
 
-    __slots__ = ("_before", "_clock", "_holders")
+    Attributes:
+        jumps: Whether it is a clock that jumps.
+    """
+
+    __slots__ = ("_before", "_clock", "_holders", "jumps")
 
     def __init__(self, clock: Any) -> None:
         self._clock = clock
+        self.jumps: bool = hasattr(clock, "autojump_threshold")
         self._holders = 0
         self._before = math.inf
-
-    @property
-    def jumps(self) -> bool:
-        """Whether it is a clock that jumps."""
-        return hasattr(self._clock, "autojump_threshold")
 
     def begin(self) -> None:
         """Keeps the clock still from here on."""
