@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 
 from stageflow.errors import DefinitionError
 from stageflow.frozen import FrozenDict, FrozenList, freeze
+from stageflow.journal import StageState
 from stageflow.journal.codec import (
     Encoded,
     Undecodable,
@@ -38,6 +39,7 @@ from stageflow.journal.codec import (
     register_journal_type,
     same,
 )
+from stageflow.journal.events import StageSettled, read_event, write_event, write_success
 from stageflow.journal.kinds import TAGS
 
 if TYPE_CHECKING:
@@ -1029,3 +1031,14 @@ def test_an_error_of_fetching_that_is_no_lack_of_it_passes() -> None:
 
     with pytest.raises(RuntimeError, match="ab"):
         decode('{"$":"raw","v":"ab"}', fetch)
+
+
+TIMES = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(st.integers(1, 9), TIMES, TIMES)
+def test_the_short_way_to_write_a_success_is_that_of_events(attempts: int, began: float, ended: float) -> None:
+    settled = StageSettled(state=StageState.SUCCEEDED, attempts=attempts, started=began, ended=ended)
+    assert write_success(attempts, began, ended) == write_event(settled)
+    kind, body = write_success(attempts, began, ended)
+    assert read_event(kind, json.loads(body)) == settled

@@ -144,7 +144,7 @@ def resuming(
         try:
             if callable(in_doubt) and not undone:
                 await _ask(in_doubt, book, history, blobs, tenant, context.run_id or "")
-            await book.durable(book.send(book.batch(status=RunStatus.RUNNING, recoveries=recoveries)))
+            await book.durable(book.send(status=RunStatus.RUNNING, recoveries=recoveries))
             if book.failure is not None:
                 raise book.failure
         except BaseException:
@@ -265,7 +265,8 @@ async def _ask(  # noqa: ASYNC910  # as the probe does
         )
         run.apply(event, name, value.text)
         entry = Entry(scope, name, *write_event(event), value.text)
-        book.add(entry, StageState.SUCCEEDED, stage.attempts, value.blobs)
+        book.add(entry, StageState.SUCCEEDED, stage.attempts)
+        book.keep(value.blobs)
         book.blobs = {**book.blobs, **value.blobs}
 
 

@@ -73,36 +73,29 @@ class Book:
         """Keeps large values back likewise."""
         self._blobs |= blobs
 
-    def add(self, entry: Entry, state: StageState, attempts: int, blobs: Mapping[str, bytes]) -> None:
+    def add(self, entry: Entry, state: StageState, attempts: int) -> None:
         """Keeps an entry back that says how far a stage is."""
         assert entry.stage is not None
         self._later.append(entry)
         self._states[entry.scope, entry.stage] = state.value, attempts
-        if blobs:
-            self.keep(blobs)
 
-    def batch(
+    def batch(self) -> Batch:
+        """Gives all that was kept back."""
+        batch = Batch(entries=self._later, blobs=self._blobs, states=self._states)
+        self._later, self._blobs, self._states = [], {}, {}
+        return batch
+
+    def send(
         self,
         status: RunStatus | None = None,
         recoveries: int | None = None,
         statements: Sequence[tuple[str, Any]] = (),
         compensation: CompensationStatus | None = None,
-    ) -> Batch:
-        """Gives all that was kept back."""
-        batch = Batch(
-            entries=self._later,
-            blobs=self._blobs,
-            states=self._states,
-            status=status,
-            recoveries=recoveries,
-            statements=statements,
-            compensation=compensation,
-        )
-        self._later, self._blobs, self._states = [], {}, {}
-        return batch
-
-    def send(self, batch: Batch) -> Receipt | None:
-        """Writes something; `None` if nothing is written any more."""
+    ) -> Receipt | None:
+        """Writes all that was kept back; `None` if nothing is written any more."""
+        batch = self.batch()
+        batch.status, batch.recoveries = status, recoveries
+        batch.statements, batch.compensation = statements, compensation
         if self._closed or self._lease is None:
             return None
         try:

@@ -195,6 +195,13 @@ class StageRecord:
     details: Details = _USUAL
 
     @property
+    def plain(self) -> bool:
+        """Whether it succeeded, and there is nothing else to say of it; as of almost all."""
+        unsaid = self.error is None and self.cause is None and self.details is _USUAL
+        said = self.partial or self.after_cancel or self.recoverable
+        return unsaid and not said and self.state is StageState.SUCCEEDED
+
+    @property
     def more(self) -> Details:
         """Its details, to write into; the engine's own."""
         if self.details is _USUAL:

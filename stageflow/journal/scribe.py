@@ -44,6 +44,7 @@ from stageflow.journal.events import (
     UndoEnded,
     UndoStarted,
     write_event,
+    write_success,
 )
 from stageflow.journal.history import RunHistory, StageHistory, scope_within
 from stageflow.journal.plan import resets
@@ -263,7 +264,7 @@ class Scribe:
         if self.scope:
             await trio.lowlevel.cancel_shielded_checkpoint()
             return
-        await book.durable(book.send(book.batch(status=status, recoveries=0)))
+        await book.durable(book.send(status=status, recoveries=0))
         await book.close()
 
     # Undoing
@@ -283,19 +284,19 @@ class Scribe:
             )
             self.book.later(Entry(self.scope, None, *write_event(event)))
         state = None if self.scope else CompensationStatus.COMPENSATING
-        await self.book.durable(self.book.send(self.book.batch(compensation=state)))
+        await self.book.durable(self.book.send(compensation=state))
         return self.book.is_open
 
     async def undoing(self, stage: str, undo: UndoRecord) -> bool:
         """Has it on record that an undo is going to be called; tells whether it is."""
         self.book.later(Entry(self.scope, stage, *write_event(UndoStarted(attempt=undo.attempts))))
-        await self.book.durable(self.book.send(self.book.batch()))
+        await self.book.durable(self.book.send())
         return self.book.is_open
 
     async def undone(self, stage: str, undo: UndoRecord) -> None:
         """Has it on record what has become of the undoing of a stage."""
         self.not_undone(stage, undo)
-        await self.book.durable(self.book.send(self.book.batch()))
+        await self.book.durable(self.book.send())
 
     def not_undone(self, stage: str, undo: UndoRecord) -> None:
         """Notes the same of a stage whose undo is not called; it is written with the next thing that is."""
@@ -311,7 +312,7 @@ class Scribe:
         """Has it on record that everything was undone that could be."""
         self.book.later(Entry(self.scope, None, *write_event(CompensationEnded(status=status))))
         state = None if self.scope else status
-        await self.book.durable(self.book.send(self.book.batch(compensation=state)))
+        await self.book.durable(self.book.send(compensation=state))
 
     def note(self, record: StageRecord) -> None:
         """Notes that a stage has ended; it is written with the next thing that is."""
@@ -328,8 +329,8 @@ class Scribe:
         at = (record.started or 0.0) if began is None else began
         event = AttemptStarted(attempt=record.attempts, started=at - self.base)
         entry = Entry(self.scope, record.name, *write_event(event))
-        self.book.add(entry, StageState.RUNNING, record.attempts, {})
-        return self.book.send(self.book.batch()) if now else None
+        self.book.add(entry, StageState.RUNNING, record.attempts)
+        return self.book.send() if now else None
 
     def settled(self, record: StageRecord, *, tolerated: bool = False, partly: bool = False) -> Receipt | None:
         """Notes that a stage has ended. If its output cannot be kept, the run is told, and starts nothing any more."""
@@ -340,22 +341,36 @@ class Scribe:
         except UnstorableValueError as error:
             self.book.fail(error)
             return None
-        return self.book.send(self.book.batch())
+        return self.book.send()
 
     def _settle(self, record: StageRecord, *, tolerated: bool = False, partly: bool = False) -> None:
-        details, base = record.details, self.base
-        value: Encoded | None = None
-        if record.output is not None:
-            value = self._encode(record.output.data, record.name, "output")
+        value = None if record.output is None else self._encode(record.output.data, record.name, "output")
         partial = self._encode(dict(record.partial), record.name, "partial") if record.partial else None
         self._written.add(record.name)
-        event = StageSettled(
+        if record.plain and not (tolerated or partly):
+            assert record.started is not None
+            assert record.ended is not None
+            written = write_success(record.attempts, record.started - self.base, record.ended - self.base)
+        else:
+            text = None if partial is None else partial.text
+            written = write_event(self._ending(record, text, tolerated=tolerated, partly=partly))
+        entry = Entry(self.scope, record.name, *written, None if value is None else value.text)
+        if self._artifacts._loose:
+            self._keep_artifacts(record.name)
+        self.book.add(entry, record.state, record.attempts)
+        for encoded in (value, partial):
+            if encoded is not None and encoded.blobs:
+                self.book.keep(encoded.blobs)
+
+    def _ending(self, record: StageRecord, partial: str | None, *, tolerated: bool, partly: bool) -> StageSettled:
+        details, base = record.details, self.base
+        return StageSettled(
             state=record.state,
             attempts=record.attempts,
             started=None if record.started is None else record.started - base,
             began=None if details.began is None else details.began - base,
             ended=None if record.ended is None else record.ended - base,
-            partial=None if partial is None else partial.text,
+            partial=partial,
             error=None if record.error is None else error_note(record.error),
             recoverable=record.recoverable,
             cause=record.cause,
@@ -368,11 +383,6 @@ class Scribe:
             tolerated=tolerated,
             partly=partly,
         )
-        blobs = {**({} if value is None else value.blobs), **({} if partial is None else partial.blobs)}
-        entry = Entry(self.scope, record.name, *write_event(event), None if value is None else value.text)
-        if self._artifacts._loose:
-            self._keep_artifacts(record.name)
-        self.book.add(entry, record.state, record.attempts, blobs)
 
     async def commit(
         self,
@@ -386,7 +396,7 @@ class Scribe:
         """Writes that a stage has succeeded, and what it says in SQL, as one; gives what was wrong with that."""
         ended = attrs.evolve(record, state=StageState.SUCCEEDED, output=output, ended=now, cause=None, error=None)
         if self.book.has_more:  # of others, which must be there also if the SQL is wrong
-            self.book.send(self.book.batch())
+            self.book.send()
         loose = self._artifacts._loose
         try:
             self._settle(ended, partly=partly)
@@ -395,7 +405,7 @@ class Scribe:
             return error
         left = {id(artifact) for _, artifact in self._artifacts._loose}
         taken = [each for each in loose if id(each[1]) not in left]
-        receipt = self.book.send(self.book.batch(statements=statements))
+        receipt = self.book.send(statements=statements)
         if receipt is None:
             await trio.lowlevel.cancel_shielded_checkpoint()
             return self.book.failure
@@ -420,10 +430,10 @@ class Scribe:
             error=None if attempt.error is None else error_note(attempt.error),
             feedback=feedback,
         )
-        self.book.add(Entry(self.scope, record.name, *write_event(event)), StageState.RUNNING, attempt.number, {})
+        self.book.add(Entry(self.scope, record.name, *write_event(event)), StageState.RUNNING, attempt.number)
         self._begin_anew(record.name)
         if not together:
-            self.book.send(self.book.batch())
+            self.book.send()
 
     def reopened(self, names: Sequence[str], reason: str | None, now: float) -> None:
         """Notes that stages are tried again that had succeeded; the reason is for the first."""
@@ -431,9 +441,9 @@ class Scribe:
             self._written.discard(name)
             self._begin_anew(name)
             event = StageReopened(reason=reason, at=now - self.base)
-            self.book.add(Entry(self.scope, name, *write_event(event)), StageState.RUNNING, 0, {})
+            self.book.add(Entry(self.scope, name, *write_event(event)), StageState.RUNNING, 0)
             reason = None
-        self.book.send(self.book.batch())
+        self.book.send()
 
     def _begin_anew(self, stage: str) -> None:
         """Notes that what a stage runs within itself in its next attempt goes on with nothing."""
@@ -446,7 +456,7 @@ class Scribe:
             self._cut.add(branch)
             self.book.later(Entry(self.scope, branch, *write_event(BranchEnded(cause=cause, undo=undo))))
             if not together:
-                self.book.send(self.book.batch())
+                self.book.send()
 
     def added(self, artifact: Artifact) -> None:
         """Notes an artifact, which is kept with the end of its stage."""
