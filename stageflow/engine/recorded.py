@@ -8,7 +8,8 @@ else needs to know that there was another process before.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from operator import itemgetter
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -21,15 +22,14 @@ from stageflow.graph import Special
 from stageflow.graph.branches import TRUNK
 from stageflow.journal import StageState
 from stageflow.journal.history import scope_within
-from stageflow.journal.records import record_of, undo_of
+from stageflow.journal.records import UNREAD, record_of, undo_of
 from stageflow.journal.scribe import Scribe
 from stageflow.journal.uncollected import uncollected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from stageflow.journal import Cause
-    from stageflow.journal.events import StageSettled
     from stageflow.journal.history import RunHistory, StageHistory
     from stageflow.stages import StageSpec
 
@@ -73,25 +73,29 @@ async def close(execution: Execution, scribe: Scribe) -> None:
 
 def _go_on(execution: Execution, scribe: Scribe, history: RunHistory, specials: list[Special | None]) -> None:
     shape, collector = execution.shape, execution.collector
-    settled: list[tuple[int, int, StageHistory, StageSettled]] = []
+    names = [execution.trunk.name, *shape.branch_names[1:]]
+    settled: list[tuple[int, int, StageHistory]] = []
     for name, stage in history.stages.items():
         number = shape.index.get(name)
         if number is None:
             continue
         if stage.settled is not None:
-            settled.append((stage.place, number, stage, stage.settled))
+            settled.append((stage.place, number, stage))
         elif stage.attempts:
-            record = record_of(name, _branch_of(execution, number), stage, scribe.base, scribe.decode)
+            record = record_of(name, names[shape.branch_of[number]], stage, scribe.base, scribe.decode)
             record.state = StageState.PENDING  # and so it is, in this process
             collector.adopt(number, record)
             execution.prior[number] = stage
             special = specials[number]
             specials[number] = _TRIED if special is None else attrs.evolve(special, tried=True)
-    for _, number, stage, event in sorted(settled, key=lambda each: each[0]):
+    settled.sort(key=itemgetter(0))
+    read, base, values = scribe.decode, scribe.base, scribe.values
+    for _, number, stage in settled:
         name = shape.names[number]
-        value = _output(scribe, name, stage)
-        collector.adopt(number, record_of(name, _branch_of(execution, number), stage, scribe.base, value))
-        if event.partly:
+        value = values.get(name, UNREAD)
+        collector.adopt(number, record_of(name, names[shape.branch_of[number]], stage, base, read, value))
+        assert stage.settled is not None
+        if stage.settled.partly:
             execution.in_part.add(name)
     for stage_name, text in history.artifacts:
         if stage_name or text:
@@ -181,15 +185,3 @@ def _cut(execution: Execution, cut: Mapping[str, Cause]) -> dict[int, Cause]:
             if item is not None:
                 execution.items_cut[item] = cause.reason
     return found
-
-
-def _output(scribe: Scribe, name: str, stage: StageHistory) -> Callable[[str], Any]:
-    """Gives what reads the values of a stage, of which the output may have been read already."""
-    if name not in scribe.values:
-        return scribe.decode
-    return lambda text: scribe.values[name] if text is stage.value else scribe.decode(text)
-
-
-def _branch_of(execution: Execution, number: int) -> str:
-    branch = execution.shape.branch_of[number]
-    return execution.trunk.name if branch == TRUNK else execution.shape.branch_names[branch]

@@ -20,6 +20,7 @@ from stageflow.errors import LeaseLostError, RunExistsError, StoreError, Unknown
 from stageflow.journal.holder import is_gone, new_holder
 from stageflow.journal.record import RunStatus, StageState
 from stageflow.journal.store import Batch, Entry, Lease, Log, NewRun, RunInfo, check_tenant
+from stageflow.journal.uncollected import uncollected
 from stageflow.journal.undo import CompensationStatus
 
 if TYPE_CHECKING:
@@ -338,7 +339,8 @@ class Database:
             row = self._find(run_id)
             check_tenant(run_id, tenant, row[3])
             info = self._infos([row])[0]
-            entries = _entries(self._connection, row[0], row[7], run_id)
+            with uncollected():
+                entries = _entries(self._connection, row[0], row[7], run_id)
             blobs = _blobs(self._connection, row[0], row[14], run_id)
         finally:
             if self._connection.in_transaction:  # what is wrong with the file may have ended it

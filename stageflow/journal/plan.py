@@ -37,7 +37,7 @@ class Action(enum.Enum):
 
 
 @final
-@attrs.frozen(kw_only=True)
+@attrs.define(kw_only=True)  # not frozen: there are as many of them as stages
 class Step:
     """What resuming does with one stage.
 
@@ -120,9 +120,6 @@ def refuse_if_blocked(plan: ResumePlan) -> None:
 def resets(plan: ResumePlan, history: RunHistory) -> tuple[str, ...]:
     """Gives the stages of which something is recorded that does not count any more."""
     now_named = {new: old for old, new in plan.renamed.items()}
-    known = {name: history.stages.get(now_named.get(name, name)) for name in plan.steps}
-    return tuple(
-        name
-        for name, step in plan.steps.items()
-        if step.action in (Action.RERUN, Action.RUN) and (stage := known[name]) is not None and stage.settled
-    )
+    again = [name for name, step in plan.steps.items() if step.action is Action.RERUN or step.action is Action.RUN]
+    known = {name: history.stages.get(now_named.get(name, name)) for name in again}
+    return tuple(name for name, stage in known.items() if stage is not None and stage.settled is not None)

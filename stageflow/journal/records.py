@@ -15,11 +15,19 @@ if TYPE_CHECKING:
     from stageflow.journal.events import AttemptEnded, ErrorNote, StageSettled, UndoEnded
     from stageflow.journal.history import RunHistory, StageHistory
 
-__all__ = ["compensation_of", "record_of", "undo_of"]
+__all__ = ["UNREAD", "compensation_of", "record_of", "undo_of"]
+
+
+UNREAD: Any = object()
 
 
 def record_of(
-    name: str, branch: str, stage: StageHistory | None, started: float, read: Callable[[str], Any]
+    name: str,
+    branch: str,
+    stage: StageHistory | None,
+    started: float,
+    read: Callable[[str], Any],
+    value: Any = UNREAD,
 ) -> StageRecord:
     """Gives the record of a stage from what is known of it; PENDING, if nothing is.
 
@@ -29,6 +37,7 @@ def record_of(
         stage: What is known of it, if anything is.
         started: When the run began.
         read: What reads the user's values.
+        value: What its output carries, if that was read already.
     """
     if stage is None:
         return StageRecord(name, branch)
@@ -39,6 +48,9 @@ def record_of(
         if stage.running or stage.spent:  # it was entered, or is about to be tried again
             record.state = StageState.RUNNING
     else:
+        output = None
+        if stage.value is not None:
+            output = StageOutput(StageStatus.OK, read(stage.value) if value is UNREAD else value)
         record = StageRecord(
             name,
             branch,
@@ -46,7 +58,7 @@ def record_of(
             event.attempts,
             None if event.started is None else started + event.started,
             None if event.ended is None else started + event.ended,
-            None if stage.value is None else StageOutput(StageStatus.OK, read(stage.value)),
+            output,
             place=stage.place,
         )
         if not event.plain:

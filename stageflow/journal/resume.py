@@ -189,16 +189,18 @@ def _plan(
     for name, spec in graph.stages.items():
         stage = known.get(name)
         changed = changes.get(name, ())
-        if over and stage is not None and stage.settled is not None:
-            steps[name] = Step(stage=name, action=Action.REUSE, reason=f"{stage.settled.state.value}; the run is over")
-            if stage.value is not None and name not in values:
-                values[name] = _decoded(stage, blobs)
-            continue
         if stage is None or not stage.recorded:
             what = "not reached yet" if name in recorded else "new"
             steps[name] = Step(stage=name, action=Action.RUN, reason=what, changed=changed)
             continue
-        if not (changed or again) and (name in values or stage.value is None) and _has_succeeded(stage):
+        settled = stage.settled
+        if over and settled is not None:
+            steps[name] = Step(stage=name, action=Action.REUSE, reason=f"{settled.state.value}; the run is over")
+            if stage.value is not None and name not in values:
+                values[name] = _decoded(stage, blobs)
+            continue
+        succeeded = settled is not None and settled.state is StageState.SUCCEEDED
+        if succeeded and not (changed or again) and (name in values or stage.value is None):
             steps[name] = Step(stage=name, action=Action.REUSE, reason="succeeded")  # as almost all have
             continue
         step = _step(name, spec, stage, changed, known, graph, blobs, policy, values)
@@ -292,10 +294,6 @@ def _step(
     if policy.on_change == "reuse" and not faults:
         return Step(stage=name, action=Action.REUSE, reason=what, changed=changed)
     return Step(stage=name, action=Action.CONFLICT, reason=what + faults, changed=changed, blocks=True)
-
-
-def _has_succeeded(stage: StageHistory) -> bool:
-    return stage.settled is not None and stage.settled.state is StageState.SUCCEEDED
 
 
 def _is_kept(name: str, stage: StageHistory, known: Mapping[str, StageHistory], graph: Graph) -> bool:
