@@ -24,12 +24,14 @@ class Suspended:
     coroutine, and so do those who look down a task's stack for the frame that waits.
     """
 
-    __slots__ = ("_coroutine", "_trap", "send")
+    __slots__ = ("_coroutine", "_trap", "close", "send", "throw")
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], trap: Any) -> None:
         self._coroutine: Any = coroutine
         self._trap = trap
-        self.send: Any = coroutine.send  # which is asked for at every step
+        self.send: Any = coroutine.send
+        self.throw: Any = coroutine.throw
+        self.close: Any = coroutine.close
 
     def __await__(self) -> Self:
         return self
@@ -42,16 +44,6 @@ class Suspended:
             return self._coroutine.send(None)
         trap, self._trap = self._trap, _GIVEN
         return trap
-
-    @property
-    def throw(self) -> Any:
-        """Raises something in the coroutine."""
-        return self._coroutine.throw
-
-    @property
-    def close(self) -> Any:
-        """Ends the coroutine."""
-        return self._coroutine.close
 
     @property
     def cr_frame(self) -> Any:
