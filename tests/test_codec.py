@@ -36,6 +36,7 @@ from stageflow.journal.codec import (
     decode,
     decode_tree,
     encode,
+    reads_plainly,
     register_journal_type,
     same,
 )
@@ -43,7 +44,7 @@ from stageflow.journal.events import StageSettled, read_event, write_event, writ
 from stageflow.journal.kinds import TAGS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 HERE = sys.modules[__name__]
 NO_BLOBS: dict[str, bytes] = {}
@@ -289,6 +290,42 @@ def test_everything_comes_back_as_it_was(value: Any, threshold: int) -> None:
     encoded = encode(value, threshold=threshold)
     assert encoded.text.isascii()
     assert same(value, back(encoded)) is None
+
+
+@pytest.fixture
+def few_digits() -> Iterator[None]:
+    """Python parses no more digits of an int than it always does."""
+    before = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(sys.int_info.str_digits_check_threshold)
+    yield
+    sys.set_int_max_str_digits(before)
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_what_reads_plainly_needs_nothing_to_be_read() -> None:
+    @law(VALUES | PLAIN, st.sampled_from([0, 50, 4096]), examples=80)
+    def claim(value: Any, threshold: int) -> None:
+        text = encode(value, threshold=threshold).text
+        if reads_plainly(text):
+            assert same(value, decode(text, dict[str, bytes]().__getitem__)) is None
+
+    claim()
+
+
+@pytest.mark.parametrize(
+    ("value", "plainly"),
+    [
+        ({"rows": [1, 2.5, None, "é"], "more": {}}, True),
+        ({"digits": 10**638}, True),
+        ({"digits": 10**639}, False),
+        ({"digits": "7" * 700}, False),  # which is a string, but to see that one has to read it
+        ({"day": dt.date(2024, 2, 29)}, False),
+        ({"$": 1}, False),
+        ({"text": "x" * 5000}, False),
+    ],
+)
+def test_what_needs_something_to_be_read_does_not_read_plainly(value: Any, plainly: bool) -> None:
+    assert reads_plainly(encode(value).text) is plainly
 
 
 @law(VALUES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ from stageflow.errors import (
 from stageflow.journal.history import fold
 from stageflow.journal.memory import MemoryStore
 from stageflow.journal.plan import Action
+from stageflow.journal.scribe import Scribe
 from tests.stages import returns, states
 
 if TYPE_CHECKING:
@@ -197,6 +199,31 @@ async def test_results_of_a_run_that_is_over_are_given_again_and_nothing_is_writ
     assert again.status is RunStatus.SUCCEEDED
     assert [record.state for record in again.records.values()] == [StageState.SUCCEEDED] * 4
     assert (await store.read(RUN, tenant=None)).entries == log.entries
+
+
+async def test_outputs_that_are_kept_are_read_when_somebody_wants_them(
+    world: World, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await run(diamond(world), store)
+    decode, read = Scribe.decode, list[str]()
+
+    def reading(self: Scribe, text: str) -> Any:
+        read.append(text)
+        return decode(self, text)
+
+    monkeypatch.setattr(Scribe, "decode", reading)
+    again = await diamond(world).build().resume(RUN, store=store)
+    assert list(again) == list(before)
+    assert not read
+    record = again.records["a"]
+    assert again["a"] == again["a"] == record.output == before["a"]
+    assert read == ['{"by":"a"}']
+    with pytest.raises(AttributeError, match="'StageRecord' object has no attribute 'outputs'"):
+        getattr(record, "outputs")  # noqa: B009
+    twin = pickle.loads(pickle.dumps(again))
+    assert dict(twin) == dict(before)
+    assert repr(twin.records["b"]) == repr(again.records["b"])
+    assert len(read) == 4
 
 
 async def test_a_partial_run_is_over_as_well(world: World, store: MemoryStore) -> None:

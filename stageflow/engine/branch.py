@@ -376,7 +376,7 @@ class BranchRun:
         if names is None:
             number = execution.shape.index[stage.name]
             names = tuple(execution.shape.names[other] for other in execution.shape.dependencies[number])
-        return Inputs(names, execution.collector.outputs, lambda name: missing_input(execution, stage.name, name))
+        return Inputs(names, execution.collector, lambda name: missing_input(execution, stage.name, name))
 
     def lend_nursery(self, stage: StagePart) -> trio.Nursery:
         if not self._runs(stage) or self.nursery is None:

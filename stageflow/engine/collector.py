@@ -51,7 +51,7 @@ class Collector:
         ended: When it ended, on Trio's clock.
         status: How far it is.
         artifacts: Every artifact so far.
-        outputs: The output of every stage that succeeded.
+        succeeded: The record of every stage that succeeded, by name, in the order of that.
         slots: The record of every stage that has one yet.
         failures: The records of the stages that failed, in the order in which they did.
         compensation: What was undone, if anything was to be.
@@ -65,12 +65,12 @@ class Collector:
         "compensation",
         "ended",
         "failures",
-        "outputs",
         "run_id",
         "shape",
         "slots",
         "started",
         "status",
+        "succeeded",
         "tenant",
     )
 
@@ -92,7 +92,7 @@ class Collector:
         self.ended: float | None = None
         self.status: RunStatus = RunStatus.RUNNING
         self.artifacts: list[Artifact] = artifacts
-        self.outputs: dict[str, StageOutput] = {}
+        self.succeeded: dict[str, StageRecord] = {}
         self.slots: list[StageRecord | None] = [None] * len(shape.names)
         self.failures: list[StageRecord] = []
         self.compensation: CompensationRecord | None = None
@@ -117,7 +117,7 @@ class Collector:
         record.state = _SUCCEEDED
         record.ended = now
         record.place = next(self._places)
-        self.outputs[record.name] = output
+        self.succeeded[record.name] = record
 
     def settle(self, record: StageRecord, state: StageState, cause: Cause, now: float) -> None:
         """Writes that a stage has ended otherwise."""
@@ -148,7 +148,7 @@ class Collector:
         assert record is not None
         last = attrs.evolve(record.tries[-1], reason=reason or "a stage before it was sent back")
         record.more.earlier = (*record.details.earlier, last)
-        self.outputs.pop(record.name, None)
+        self.succeeded.pop(record.name, None)
         settled = [other for other in self.slots if other is not None and other.place is not None]
         for other in settled:  # those that settled after it move up
             assert other.place is not None
@@ -168,8 +168,8 @@ class Collector:
             return
         self.slots[number] = record
         record.place = next(self._places)
-        if record.output is not None:
-            self.outputs[record.name] = record.output
+        if record.state is _SUCCEEDED:
+            self.succeeded[record.name] = record
         if record.state is StageState.FAILED:
             self.failures.append(record)
 
@@ -203,6 +203,16 @@ class Collector:
             if given and given[0] is not None:
                 kept = StageRecord(name, name, _SUCCEEDED, 1, output=StageOutput.ok(given[0]))
         return kept
+
+    def output(self, name: str) -> StageOutput:
+        """Gives the output of a stage.
+
+        Raises:
+            KeyError: It has not succeeded, or there is no such stage.
+        """
+        output = self.succeeded[name].output
+        assert output is not None
+        return output
 
     def missing(self, name: str) -> MissingOutputError:
         """Gives the error that says why there is no output under a name."""
@@ -253,28 +263,28 @@ class Records(Mapping[str, StageRecord]):
 class Inputs(Mapping[str, "StageOutput"]):
     """The outputs a stage may see, as a view of what was collected."""
 
-    __slots__ = ("_missing", "_names", "_outputs")
+    __slots__ = ("_collector", "_missing", "_names")
 
     def __init__(
         self,
         names: Collection[str],
-        outputs: Mapping[str, StageOutput],
+        collector: Collector,
         missing: Callable[[str], MissingOutputError],
     ) -> None:
         self._names = dict.fromkeys(names)
-        self._outputs = outputs
+        self._collector = collector
         self._missing = missing
 
     def __getitem__(self, name: str) -> StageOutput:
         if name in self:
-            return self._outputs[name]
+            return self._collector.output(name)
         raise self._missing(name)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._names and name in self._outputs
+        return name in self._names and name in self._collector.succeeded
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name in self._names if name in self._outputs)
+        return (name for name in self._names if name in self._collector.succeeded)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

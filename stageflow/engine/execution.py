@@ -288,7 +288,7 @@ class Execution:
             return RunStatus.FAILED
         if self.trunk.interrupted:
             return RunStatus.INTERRUPTED
-        complete = len(self.collector.outputs) == len(self.collector.slots) and not self.collector.failures
+        complete = len(self.collector.succeeded) == len(self.collector.slots) and not self.collector.failures
         return RunStatus.SUCCEEDED if complete and not self.in_part else RunStatus.PARTIAL
 
     @property
@@ -441,7 +441,7 @@ class Execution:
     def reach_deadline(self, branch: BranchRun) -> None:
         """Notes that a branch was ended by its deadline. If that was the run's, the run raises."""
         walker = branch.walker
-        if len(self.collector.outputs) == len(self.collector.slots) and (walker is None or walker.lender is None):
+        if len(self.collector.succeeded) == len(self.collector.slots) and (walker is None or walker.lender is None):
             return  # there was nothing left to be cut short
         reason = self.reached(branch)
         if not self._is_of_the_run(branch):

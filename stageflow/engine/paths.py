@@ -45,7 +45,7 @@ def path_from(execution: Execution, of: str, number: int) -> list[int]:
     for place in sorted(before):  # in topological order
         if not between.isdisjoint(dependencies[place]):
             between.add(place)
-    path = [place for place in sorted(between) if place != number and names[place] in execution.collector.outputs]
+    path = [place for place in sorted(between) if place != number and names[place] in execution.collector.succeeded]
     for place in path:
         for follower, _, _ in execution.plan.followers[place]:
             if follower not in between and slots[follower] is not None:

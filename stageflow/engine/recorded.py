@@ -22,7 +22,7 @@ from stageflow.graph import Special
 from stageflow.graph.branches import TRUNK
 from stageflow.journal import StageState
 from stageflow.journal.history import scope_within
-from stageflow.journal.records import UNREAD, record_of, undo_of
+from stageflow.journal.records import record_of, undo_of
 from stageflow.journal.scribe import Scribe
 from stageflow.journal.uncollected import uncollected
 
@@ -92,8 +92,7 @@ def _go_on(execution: Execution, scribe: Scribe, history: RunHistory, specials: 
     read, base, values = scribe.decode, scribe.base, scribe.values
     for _, number, stage in settled:
         name = shape.names[number]
-        value = values.get(name, UNREAD)
-        collector.adopt(number, record_of(name, names[shape.branch_of[number]], stage, base, read, value))
+        collector.adopt(number, record_of(name, names[shape.branch_of[number]], stage, base, read, values))
         assert stage.settled is not None
         if stage.settled.partly:
             execution.in_part.add(name)

@@ -113,18 +113,18 @@ class PipelineResults(Mapping[str, StageOutput]):
 
     def __getitem__(self, name: str) -> StageOutput:
         try:
-            return self._collector.outputs[name]
+            return self._collector.output(name)
         except KeyError:
             raise self._collector.missing(name) from None
 
     def __contains__(self, name: object) -> bool:
-        return name in self._collector.outputs
+        return name in self._collector.succeeded
 
     def __iter__(self) -> Iterator[str]:
-        return iter(tuple(self._collector.outputs))  # more may come while one reads
+        return iter(tuple(self._collector.succeeded))  # more may come while one reads
 
     def __len__(self) -> int:
-        return len(self._collector.outputs)
+        return len(self._collector.succeeded)
 
     def __repr__(self) -> str:
         collector = self._collector

@@ -16,6 +16,7 @@ from stageflow.engine.branch import BranchRun
 from stageflow.engine.strand import Walker
 from stageflow.graph import Edge
 from stageflow.graph.branches import TRUNK
+from stageflow.journal import StageState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -95,7 +96,7 @@ class Scheduler:
             record = slots[number]
             assert record is not None
             if self._plan.followers[number]:
-                self.propagate(number, None if record.output is not None else record.cause)
+                self.propagate(number, None if record.state is StageState.SUCCEEDED else record.cause)
         for number, cause in skipped:
             self.propagate(number, cause)
 
@@ -169,7 +170,7 @@ class Scheduler:
         self._branches[branch] = run = BranchRun(self._execution, parent, plan, at)
         if plan.joins and at == 0 and self._plan.early[plan.strand[0]]:
             names = (self._shape.names[other] for other in self._shape.dependencies[plan.strand[0]])
-            run.present = tuple(name for name in names if name in self._execution.collector.outputs)
+            run.present = tuple(name for name in names if name in self._execution.collector.succeeded)
         nursery = parent.nursery
         if nursery is None:
             parent.early_children += (run,)

@@ -319,7 +319,7 @@ class Tries:
             path = path_from(execution, verdict.of, self._number)
         except DefinitionError as error:
             return StageOutput.fail(error)  # noqa: ASYNC910
-        before = execution.collector.outputs[verdict.of]
+        before = execution.collector.output(verdict.of)
         if execution.scribe is not None:
             names = [execution.shape.names[number] for number in path]
             execution.scribe.reopened(names, verdict.reason, trio.current_time())

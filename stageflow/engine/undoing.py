@@ -81,7 +81,7 @@ class Undoing:
         execution = self._execution
         number = execution.shape.index[stage.name]
         names = tuple(execution.shape.names[other] for other in execution.shape.dependencies[number])
-        return Inputs(names, execution.collector.outputs, lambda name: missing_input(execution, stage.name, name))
+        return Inputs(names, execution.collector, lambda name: missing_input(execution, stage.name, name))
 
     def lend_nursery(self, stage: StagePart) -> trio.Nursery:
         raise self._not_here(stage, "ctx.nursery")

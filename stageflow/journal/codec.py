@@ -40,9 +40,9 @@ __all__ = [
     "Undecodable",
     "Unstorable",
     "decode",
-    "decode_plain",
     "decode_tree",
     "encode",
+    "reads_plainly",
     "register_journal_type",
     "same",
 ]
@@ -50,6 +50,9 @@ __all__ = [
 _LARGE_BYTES: Final = 1024
 _DIGITS: Final = sys.int_info.default_max_str_digits
 """How many digits of an int Python will parse, unless somebody says otherwise."""
+_SURE_DIGITS: Final = sys.int_info.str_digits_check_threshold
+"""How many it will parse whatever somebody says."""
+_LONG_NUMBER: Final = re.compile(f"[0-9]{{{_SURE_DIGITS}}}")
 _LARGE_INT: Final = 2000
 """The most bits of an int that is parsed whatever somebody says. Among tags, larger ones are written in hex."""
 _DEEPEST: Final = 100
@@ -114,18 +117,14 @@ def decode(text: str, fetch: Callable[[str], bytes], *, root: str = "data") -> A
     return _from_root(root, _Reader(fetch).read_text, text)
 
 
-def decode_plain(texts: Mapping[str, str]) -> dict[str, Any]:
-    """Reads at once, which is faster, those of many texts that can be read so; what is wrong with others is not said.
+def reads_plainly(text: str) -> bool:
+    """Whether what `encode` gave will be read whatever happens: it needs no class, no blob, and no large int.
 
-    Args:
-        texts: Texts of what `encode` gave, by any names.
+    So there is no haste with reading it.
     """
-    plain = {name: text for name, text in texts.items() if '"$"' not in text and "\\u0024" not in text}
-    try:
-        trees: list[Any] = _parsed(f"[{','.join(plain.values())}]")
-        return {name: _frozen(tree) for name, tree in zip(plain, trees, strict=True)}
-    except (ValueError, RecursionError):
-        return {}
+    return (
+        '"$"' not in text and "\\u0024" not in text and (len(text) < _SURE_DIGITS or _LONG_NUMBER.search(text) is None)
+    )
 
 
 def decode_tree(tree: Any, fetch: Callable[[str], bytes], *, root: str = "data") -> Any:

@@ -133,7 +133,8 @@ class StageHistory:
         self.settled, self.value, self.place = event, value, place
         self.succeeded |= event.state is StageState.SUCCEEDED
         self.attempts, self.running = event.attempts, False
-        self.first = event.started if self.first is None else self.first
+        if self.first is None:
+            self.first = event.started
 
     def reopen(self, event: StageReopened) -> None:
         """It was sent back."""
@@ -366,11 +367,11 @@ def fold(entries: Iterable[Entry], base: RunHistory | None = None) -> RunHistory
     """
     root = RunHistory() if base is None else base
     entries = tuple(entries)
-    try:
-        bodies: list[Any] = json.loads(f"[{','.join(entry.body for entry in entries)}]")  # once is faster
-    except ValueError as error:
-        raise StoreError(f"the journal is damaged: an event cannot be read: {error}") from error
     with uncollected():
+        try:
+            bodies: list[Any] = json.loads(f"[{','.join([entry.body for entry in entries])}]")  # once is faster
+        except ValueError as error:
+            raise StoreError(f"the journal is damaged: an event cannot be read: {error}") from error
         for entry, body in zip(entries, bodies, strict=True):
             run = root
             if entry.scope:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from typing import Any, Final, final
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, final
 
 import attrs
 
 from stageflow.frozen import FrozenDict
-from stageflow.output import StageOutput
+from stageflow.output import StageOutput, StageStatus
 
 __all__ = ["Attempt", "Cause", "CauseKind", "Details", "RunStatus", "StageRecord", "StageState"]
 
@@ -193,6 +193,25 @@ class StageRecord:
     after_cancel: bool = False
     place: int | None = None
     details: Details = _USUAL
+    _late: tuple[Callable[[str], Any], str] | None = attrs.field(init=False, repr=False)  # not set, for most
+
+    def put_off(self, read: Callable[[str], Any], text: str) -> None:
+        """Lets the output be read when somebody wants it, if anybody does; the engine's own."""
+        del self.output
+        self._late = read, text
+
+    if not TYPE_CHECKING:  # which would believe any name
+
+        def __getattr__(self, name: str) -> Any:
+            # Asked for what is not set, and so at no cost to anything else. (attrs does so for cached properties.)
+            if name == "_late":
+                return None
+            if name != "output" or self._late is None:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+            read, text = self._late
+            self.output = StageOutput(StageStatus.OK, read(text))
+            self._late = None
+            return self.output
 
     @property
     def plain(self) -> bool:

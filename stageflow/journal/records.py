@@ -10,15 +10,12 @@ from stageflow.journal.undo import CompensationRecord, UndoRecord
 from stageflow.output import StageOutput, StageStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from stageflow.journal.events import AttemptEnded, ErrorNote, StageSettled, UndoEnded
     from stageflow.journal.history import RunHistory, StageHistory
 
-__all__ = ["UNREAD", "compensation_of", "record_of", "undo_of"]
-
-
-UNREAD: Any = object()
+__all__ = ["compensation_of", "record_of", "undo_of"]
 
 
 def record_of(
@@ -27,7 +24,7 @@ def record_of(
     stage: StageHistory | None,
     started: float,
     read: Callable[[str], Any],
-    value: Any = UNREAD,
+    values: Mapping[str, Any] | None = None,
 ) -> StageRecord:
     """Gives the record of a stage from what is known of it; PENDING, if nothing is.
 
@@ -37,7 +34,8 @@ def record_of(
         stage: What is known of it, if anything is.
         started: When the run began.
         read: What reads the user's values.
-        value: What its output carries, if that was read already.
+        values: What outputs carry, by stage, of those that were read already; all others can wait. If there is none,
+            the output is read now.
     """
     if stage is None:
         return StageRecord(name, branch)
@@ -48,9 +46,6 @@ def record_of(
         if stage.running or stage.spent:  # it was entered, or is about to be tried again
             record.state = StageState.RUNNING
     else:
-        output = None
-        if stage.value is not None:
-            output = StageOutput(StageStatus.OK, read(stage.value) if value is UNREAD else value)
         record = StageRecord(
             name,
             branch,
@@ -58,9 +53,15 @@ def record_of(
             event.attempts,
             None if event.started is None else started + event.started,
             None if event.ended is None else started + event.ended,
-            output,
             place=stage.place,
         )
+        if stage.value is None:
+            pass
+        elif values is None or name in values:
+            value = read(stage.value) if values is None else values[name]
+            record.output = StageOutput(StageStatus.OK, value)
+        else:
+            record.put_off(read, stage.value)
         if not event.plain:
             _settle(record, event, started, read)
     if stage.earlier:

@@ -17,7 +17,7 @@ import attrs
 
 from stageflow.errors import ContractViolation, DefinitionError, StoreError
 from stageflow.graph.fingerprint import Fingerprint, fingerprints, run_within
-from stageflow.journal.codec import Undecodable, decode, decode_plain
+from stageflow.journal.codec import Undecodable, decode, reads_plainly
 from stageflow.journal.history import RunHistory, StageHistory, fold
 from stageflow.journal.plan import Action, ResumePlan, Step, refuse_if_blocked
 from stageflow.journal.record import CauseKind, StageState
@@ -180,10 +180,13 @@ def _plan(
     run_id: str,
     policy: Policy,
 ) -> ResumePlan:
-    known = {renamed.get(name, name): stage for name, stage in history.stages.items()}
-    recorded = {renamed.get(name, name) for name in names}
+    known: Mapping[str, StageHistory] = history.stages
+    if renamed:
+        known = {renamed.get(name, name): stage for name, stage in known.items()}
+        names = [renamed.get(name, name) for name in names]
+    recorded = frozenset(names)
     steps: dict[str, Step] = {}
-    values = decode_plain({name: stage.value for name, stage in known.items() if stage.value is not None})
+    values: dict[str, Any] = {}
     again: dict[str, str] = {}  # what is run again because of other code, and what follows from that
     over = history.ended is not None and history.ended.status.value in {"succeeded", "partial"}
     for name, spec in graph.stages.items():
@@ -196,11 +199,11 @@ def _plan(
         settled = stage.settled
         if over and settled is not None:
             steps[name] = Step(stage=name, action=Action.REUSE, reason=f"{settled.state.value}; the run is over")
-            if stage.value is not None and name not in values:
+            if stage.value is not None and not reads_plainly(stage.value):
                 values[name] = _decoded(stage, blobs)
             continue
         succeeded = settled is not None and settled.state is StageState.SUCCEEDED
-        if succeeded and not (changed or again) and (name in values or stage.value is None):
+        if succeeded and not (changed or again) and (stage.value is None or reads_plainly(stage.value)):
             steps[name] = Step(stage=name, action=Action.REUSE, reason="succeeded")  # as almost all have
             continue
         step = _step(name, spec, stage, changed, known, graph, blobs, policy, values)
@@ -276,7 +279,7 @@ def _step(
         values.pop(name, None)
         return Step(stage=name, action=action, reason=f"{settled.state.value}{cause}", changed=changed)
     reason = f"{settled.state.value}{cause}"
-    if stage.value is not None and name not in values:
+    if stage.value is not None:
         try:
             values[name] = decode(stage.value, blobs.__getitem__)
         except Undecodable as error:
