@@ -89,7 +89,8 @@ def _go_on(execution: Execution, scribe: Scribe, history: RunHistory, specials: 
             special = specials[number]
             specials[number] = _TRIED if special is None else attrs.evolve(special, tried=True)
     settled.sort(key=itemgetter(0))
-    read, base, values = scribe.decode, scribe.base, scribe.values
+    read, base = scribe.decode, scribe.base
+    values = scribe.values if history.compensation is None else None  # to undo it, no plan has looked at its outputs
     for _, number, stage in settled:
         name = shape.names[number]
         collector.adopt(number, record_of(name, names[shape.branch_of[number]], stage, base, read, values))

@@ -77,7 +77,7 @@ class Scribe:
         run_id: The run's id.
         number: Which of the runs within a stage it is.
         over: When the run was over, in seconds since it began, if it was before this process.
-        values: The outputs that are reused, by stage, as far as they have been read.
+        values: The outputs that are reused and that a plan has read, by stage; others can wait. `None` without a plan.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Scribe:
         self.number: int = 0
         self._numbers: dict[tuple[str, int], set[int]] = {}
         self.over: float | None = None
-        self.values: Mapping[str, Any] = {} if values is None else values
+        self.values = values
         self.book = book
         self.scope = scope
         self.history = history
